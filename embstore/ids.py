@@ -1,0 +1,269 @@
+"""Id spaces: from the ids that callers use to the rows that schemes know, `0 .. num_ids - 1`.
+
+* `Dense`: the ids are the rows. Nothing stored.
+* `Int64Vocabulary`: any 64-bit integers. 14 bytes per key: the key (8) and 1.5 slots of 4 bytes.
+* `StringVocabulary`: any strings. 10 bytes per key (an offset, 1.5 slots) and the string's UTF-8 bytes.
+
+An id that is not there gets row -1, never another id's row; what to serve for it is the caller's policy.
+All of it is plain arrays, stored with the version, mapped from disk as they are: loading builds nothing.
+"""
+
+# Shapes: B ids in a batch, N ids of the space, C slots of the hash table (1.5 N).
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embstore.errors import DataError, VerificationFailed
+from embstore.hashing import bucket
+
+Int64s = NDArray[np.int64]
+Keys = Sequence[int] | Sequence[str] | NDArray[Any]
+PREFIX = "ids."
+
+
+class IdSpace:
+    """A fixed set of ids, each with its row."""
+
+    kind: ClassVar[str]
+    key_type: ClassVar[type]
+    num_ids: int
+
+    def rows(self, keys: Keys) -> tuple[Int64s, int]:
+        """Rows of B keys, int64 [B] with -1 where missing, and how many are missing."""
+        raise NotImplementedError
+
+    def hashed_rows(self, keys: Keys, num_rows: int) -> Int64s:
+        """A row in `[0, num_rows)` for any keys at all, the same in every process: policy `hash`."""
+        raise NotImplementedError
+
+    def keys(self, rows: Int64s) -> list[int] | list[str]:
+        """The keys of these rows."""
+        raise NotImplementedError
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is stored with a version, by name."""
+        return {}
+
+    def num_bytes(self) -> int:
+        """Bytes of what is stored."""
+        return sum(array.nbytes for array in self.arrays().values())
+
+
+@dataclass(frozen=True)
+class Dense(IdSpace):
+    """Ids are `0 .. num_ids - 1` and are their own rows."""
+
+    num_ids: int
+    kind: ClassVar[str] = "dense"
+    key_type: ClassVar[type] = int
+
+    def rows(self, keys: Keys) -> tuple[Int64s, int]:
+        """The keys themselves when all are in range (no copy)."""
+        from embstore.kernels.numba_ids import count_outside
+
+        ids = as_int64(keys)
+        missing = int(count_outside(ids, self.num_ids))
+        if missing:
+            ids = np.where((ids >= 0) & (ids < self.num_ids), ids, -1)
+        return ids, missing
+
+    def hashed_rows(self, keys: Keys, num_rows: int) -> Int64s:
+        """Hash of the id."""
+        return bucket(as_int64(keys), num_rows)
+
+    def keys(self, rows: Int64s) -> list[int]:
+        """The rows."""
+        return [int(row) for row in rows]
+
+
+class Vocabulary(IdSpace):
+    """Keys in row order with a hash table over them."""
+
+    SLOTS_PER_KEY: ClassVar[float] = 1.5
+
+    @staticmethod
+    def from_keys(keys: Keys) -> Vocabulary:
+        """The vocabulary in which `keys[i]` is row i: int64 or string, by the keys. DataError on duplicates."""
+        array = np.asarray(keys)
+        if array.dtype.kind in "iu":
+            return Int64Vocabulary.build(as_int64(array))
+        listed: list[Any] = array.tolist() if isinstance(keys, np.ndarray) else list(keys)
+        if not all(isinstance(key, str) for key in listed):
+            raise DataError(f"vocabulary keys must be all integers or all strings, got {array.dtype}")
+        return StringVocabulary.build(listed)
+
+    @classmethod
+    def _empty_slots(cls, num_keys: int) -> NDArray[np.int32]:
+        if num_keys >= 1 << 31:
+            raise DataError(f"a vocabulary holds fewer than 2**31 keys, got {num_keys:,}")
+        return np.full((int(num_keys * cls.SLOTS_PER_KEY) + 8, 1), -1, np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Int64Vocabulary(Vocabulary):
+    """Any int64 ids: keys [N] in row order, slots [C, 1] of row numbers."""
+
+    keys_N: Int64s
+    slots_C1: NDArray[np.int32]
+    kind: ClassVar[str] = "int64"
+    key_type: ClassVar[type] = int
+
+    @property
+    def num_ids(self) -> int:  # type: ignore[override]
+        """Keys in the vocabulary."""
+        return len(self.keys_N)
+
+    @classmethod
+    def build(cls, keys: Int64s) -> Int64Vocabulary:
+        """Hash the keys; DataError on a duplicate."""
+        from embstore.kernels.numba_ids import fill_int64
+
+        slots, duplicate = cls._empty_slots(len(keys)), np.empty(1, np.int64)
+        fill_int64(keys, slots, duplicate)
+        if duplicate[0] >= 0:
+            raise DataError(f"key {int(keys[duplicate[0]])} is in the vocabulary twice")
+        return cls(keys, slots)
+
+    def rows(self, keys: Keys) -> tuple[Int64s, int]:
+        """One probe sequence per key."""
+        from embstore.kernels.numba_ids import find_int64
+
+        wanted = as_int64(keys)
+        rows = np.empty(len(wanted), np.int64)
+        missing = find_int64(self.keys_N, self.slots_C1, wanted, rows)
+        return rows, int(missing)
+
+    def hashed_rows(self, keys: Keys, num_rows: int) -> Int64s:
+        """Hash of the key."""
+        return bucket(as_int64(keys), num_rows)
+
+    def keys(self, rows: Int64s) -> list[int]:
+        """Keys by row."""
+        return [int(key) for key in self.keys_N[rows]]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Keys and slots."""
+        return {PREFIX + "keys": self.keys_N, PREFIX + "slots": self.slots_C1}
+
+
+@dataclass(frozen=True, eq=False)
+class StringVocabulary(Vocabulary):
+    """Any strings: their UTF-8 bytes one after the other, offsets [N + 1], slots [C, 1] of row numbers."""
+
+    data: NDArray[np.uint8]
+    offsets: NDArray[Any]
+    slots_C1: NDArray[np.int32]
+    kind: ClassVar[str] = "string"
+    key_type: ClassVar[type] = str
+
+    @property
+    def num_ids(self) -> int:  # type: ignore[override]
+        """Keys in the vocabulary."""
+        return len(self.offsets) - 1
+
+    @classmethod
+    def build(cls, keys: Sequence[str]) -> StringVocabulary:
+        """Hash the keys; DataError on a duplicate."""
+        from embstore.kernels.numba_ids import fill_string
+
+        data, offsets = _pack(keys)
+        stored: NDArray[Any] = offsets.astype(np.uint32) if len(data) < 1 << 32 else offsets
+        slots, duplicate = cls._empty_slots(len(keys)), np.empty(1, np.int64)
+        fill_string(data, stored, slots, duplicate)
+        if duplicate[0] >= 0:
+            raise DataError(f"key {keys[int(duplicate[0])]!r} is in the vocabulary twice")
+        return cls(data, stored, slots)
+
+    def rows(self, keys: Keys) -> tuple[Int64s, int]:
+        """One probe sequence per key, compared byte by byte."""
+        from embstore.kernels.numba_ids import find_string
+
+        wanted, wanted_offsets = _pack(keys)
+        rows = np.empty(len(wanted_offsets) - 1, np.int64)
+        missing = find_string(self.data, self.offsets, self.slots_C1, wanted, wanted_offsets, rows)
+        return rows, int(missing)
+
+    def hashed_rows(self, keys: Keys, num_rows: int) -> Int64s:
+        """Hash of the key's bytes."""
+        from embstore.kernels.numba_ids import hash_strings
+
+        data, offsets = _pack(keys)
+        hashes = np.empty(len(offsets) - 1, np.int64)
+        hash_strings(data, offsets, hashes)
+        return bucket(hashes, num_rows)
+
+    def keys(self, rows: Int64s) -> list[str]:
+        """Keys by row."""
+        data = self.data.tobytes()
+        return [data[int(self.offsets[r]) : int(self.offsets[r + 1])].decode("utf-8", "surrogatepass") for r in rows]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Bytes, offsets and slots."""
+        return {PREFIX + "bytes": self.data, PREFIX + "offsets": self.offsets, PREFIX + "slots": self.slots_C1}
+
+
+def as_int64(keys: Keys) -> Int64s:
+    """Integer ids as a contiguous int64 [B]; TypeError names what came instead."""
+    array = np.asarray(keys)
+    if array.size == 0 and not isinstance(keys, np.ndarray):
+        array = array.astype(np.int64)
+    if array.dtype == np.int64 and array.ndim == 1 and array.flags.c_contiguous:
+        return array
+    if array.ndim != 1:
+        raise TypeError(f"ids must be one-dimensional, got shape {array.shape}")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"ids must be 64-bit integers, got {array.dtype}")
+    if array.dtype == np.uint64 and array.size and array.max() > np.uint64((1 << 63) - 1):
+        raise TypeError("ids must fit a signed 64-bit integer")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def _pack(keys: Keys) -> tuple[NDArray[np.uint8], Int64s]:
+    """Strings as UTF-8 bytes and offsets; TypeError names what came instead."""
+    try:
+        encoded = [key.encode("utf-8", "surrogatepass") for key in keys]  # type: ignore[union-attr]
+    except AttributeError:
+        bad = next(key for key in keys if not isinstance(key, str))
+        raise TypeError(f"ids must be strings, got {type(bad).__name__}") from None
+    offsets = np.zeros(len(encoded) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
+    return np.frombuffer(b"".join(encoded), np.uint8), offsets
+
+
+def id_space(kind: str, num_ids: int, arrays: Mapping[str, NDArray[Any]]) -> IdSpace:
+    """The id space a manifest describes, over stored arrays; VerificationFailed when they do not fit together."""
+
+    def stored(name: str, ndim: int, *dtypes: type) -> NDArray[Any]:
+        array = arrays.get(PREFIX + name)
+        if array is None or array.ndim != ndim or array.dtype not in [np.dtype(t) for t in dtypes]:
+            raise VerificationFailed(f"id space {kind!r}: array {PREFIX + name!r} is missing or of the wrong type")
+        return array
+
+    def slots() -> NDArray[np.int32]:
+        found = stored("slots", 2, np.int32)
+        if len(found) <= num_ids or found.shape[1] != 1 or found.max() >= num_ids or found.min() < -1:
+            raise VerificationFailed(f"id space {kind!r}: slots do not fit {num_ids:,} ids")
+        return found
+
+    space: IdSpace
+    if kind == Dense.kind:
+        return Dense(num_ids)
+    if kind == Int64Vocabulary.kind:
+        space = Int64Vocabulary(stored("keys", 1, np.int64), slots())
+    elif kind == StringVocabulary.kind:
+        data, offsets = stored("bytes", 1, np.uint8), stored("offsets", 1, np.uint32, np.int64)
+        ends = offsets.astype(np.int64)
+        if len(ends) == 0 or ends[0] != 0 or ends[-1] != len(data) or (np.diff(ends) < 0).any():
+            raise VerificationFailed("id space 'string': offsets do not fit the keys' bytes")
+        space = StringVocabulary(data, offsets, slots())
+    else:
+        raise VerificationFailed(f"unknown id space {kind!r}: this version reads dense, int64 and string")
+    if space.num_ids != num_ids:
+        raise VerificationFailed(f"id space {kind!r} holds {space.num_ids:,} keys, the manifest says {num_ids:,}")
+    return space

@@ -1,0 +1,102 @@
+"""The manifest: everything a reader must know to turn a version's files into vectors, and to trust them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from embstore.errors import VerificationFailed
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of a version: its name in the version's folder, its size, its SHA-256 in hex."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """Ids and the SHA-256 of their vectors (float32, little-endian, row-major): a reader must get the same."""
+
+    ids: list[int] | list[str]
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """One immutable version of one table, as `manifest.json` says it."""
+
+    table: str
+    version: int
+    scheme: str
+    parameters: dict[str, Any]
+    num_embeddings: int
+    embedding_dim: int
+    dtype: str
+    id_space: str
+    num_ids: int
+    files: list[FileEntry]
+    golden: Golden
+    created: str
+    hot_ids: list[int] | list[str] = field(default_factory=list)
+    parent: int | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the version's files."""
+        return sum(file.num_bytes for file in self.files)
+
+    def to_json(self) -> bytes:
+        """The file's bytes: sorted keys, one line per entry, so that two manifests can be compared by eye."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, source: str) -> Manifest:
+        """Parse strictly; VerificationFailed names `source` and what is wrong with it."""
+        try:
+            raw = json.loads(data)
+            if raw["format_version"] != FORMAT_VERSION:
+                raise ValueError(f"format version {raw['format_version']!r}; this release reads up to {FORMAT_VERSION}")
+            files = [FileEntry(**entry) for entry in raw.pop("files")]
+            manifest = cls(files=files, golden=Golden(**raw.pop("golden")), **raw)
+            _check(manifest)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise VerificationFailed(f"{source}: not a valid manifest: {error}") from error
+        return manifest
+
+
+_TYPES: Mapping[str, type] = {
+    "table": str,
+    "version": int,
+    "scheme": str,
+    "parameters": dict,
+    "num_embeddings": int,
+    "embedding_dim": int,
+    "dtype": str,
+    "id_space": str,
+    "num_ids": int,
+    "created": str,
+    "hot_ids": list,
+    "metrics": dict,
+}
+
+
+def _check(manifest: Manifest) -> None:
+    for name, kind in _TYPES.items():
+        value = getattr(manifest, name)
+        if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 1)):
+            raise ValueError(f"{name} is {value!r}, not {'a positive int' if kind is int else kind.__name__}")
+    for entry in manifest.files:
+        if "/" in entry.name or entry.name.startswith("."):
+            raise ValueError(f"file name {entry.name!r} leaves the version's folder")
+    if manifest.dtype != "float32":
+        raise ValueError(f"dtype {manifest.dtype!r}; this release reads float32")

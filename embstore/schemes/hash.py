@@ -1,0 +1,87 @@
+"""The hashing trick: `e = T[h(x)]` (Weinberger et al., ICML 2009). Ids that share a bucket share a vector.
+
+`h(x) = x mod m` when `seed` is None: perfectly balanced for dense ids, and with ids numbered by falling frequency
+the m most frequent ids never meet. With a seed, `h(x) = bucket(mix64(x, seed), m)`, for ids in no useful order.
+
+Stored: `weight` float32 [num_buckets, embedding_dim]; 4 m D bytes, whatever the number of ids.
+Lookup: 4 D bytes read, one modulo or hash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from embstore import kernels
+from embstore.errors import ConfigError
+from embstore.hashing import MAX_BUCKETS, bucket_torch
+from embstore.schemes.base import Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
+
+
+@dataclass(frozen=True, kw_only=True)
+class HashConfig(SchemeConfig):
+    """num_buckets: rows stored; seed: None for `x mod m`, or the seed of a 64-bit mixer."""
+
+    num_buckets: int
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("num_buckets", at_least=1, at_most=MAX_BUCKETS)
+        if self.seed is not None:
+            self.require("seed", at_least=0, at_most=(1 << 63) - 1)
+
+
+class Hash(Scheme):
+    """Every id reads row `h(x)` of one small table."""
+
+    name = "hash"
+    Config = HashConfig
+    config: HashConfig
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        num_buckets: int,
+        seed: int | None = None,
+        sparse: bool = False,
+        init_std: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            HashConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim, num_buckets=num_buckets, seed=seed),
+            sparse=sparse,
+        )
+        std = target_std(embedding_dim, init_std)
+        self.weight = normal((num_buckets, embedding_dim), std, generator=generator)
+
+    def compose(self, ids: Tensor) -> Tensor:
+        """e = T[h(x)]."""
+        m, seed = self.config.num_buckets, self.config.seed
+        return self.rows(self.weight, ids % m if seed is None else bucket_torch(ids.long(), m, seed))
+
+    @staticmethod
+    def lookup(config: HashConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
+        """e = T[h(x)]."""
+        if config.seed is None:
+            kernels.gather_mod(tensors["weight"], ids_B, out_BD)
+        else:
+            kernels.gather_hash(tensors["weight"], ids_B, config.seed, out_BD)
+
+    @classmethod
+    def shapes(cls, config: HashConfig) -> dict[str, tuple[int, ...]]:
+        """One table of `num_buckets` rows."""
+        return {"weight": (config.num_buckets, config.embedding_dim)}
+
+    @classmethod
+    def from_budget(cls, num_embeddings: int, embedding_dim: int, num_bytes: int, **options: Any) -> Self:
+        """As many buckets as the budget holds, but never more than there are ids."""
+        if "num_buckets" in options:
+            raise ConfigError("give either a budget or num_buckets, not both")
+        num_buckets = min(buckets_in(num_bytes, 4 * embedding_dim, 0, cls.name), num_embeddings)
+        return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, **options)

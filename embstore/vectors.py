@@ -1,0 +1,68 @@
+"""Files of vectors, as people have them: .npy, .safetensors, .parquet."""
+
+# Shapes: N vectors, D dimensions.
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embstore.errors import DataError, VerificationFailed
+
+SUFFIXES = (".npy", ".safetensors", ".parquet")
+
+
+def read_vectors(path: Path) -> tuple[NDArray[Any], NDArray[np.int64] | list[str] | None]:
+    """Vectors [N, D] of a file and the keys in their order (None: rows are ids 0 .. N - 1); DataError otherwise.
+
+    .npy and .safetensors hold one 2-d array; .parquet one column of ids (integers or strings, first such column) and
+    one of equally long lists of numbers.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"{path}: vectors come as {', '.join(SUFFIXES)}")
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            from embstore.arrays import map_file, read_arrays
+
+            arrays = read_arrays(map_file(path), str(path))
+            if len(arrays) != 1:
+                raise DataError(f"{path}: expected one array of vectors, found {', '.join(arrays) or 'none'}")
+            array = next(iter(arrays.values()))
+    except (ValueError, OSError, VerificationFailed) as error:
+        raise DataError(f"{path}: {error}") from error
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise DataError(f"{path}: vectors are numbers of shape [ids, dims], got {array.dtype} {list(array.shape)}")
+    return array, None
+
+
+def _read_parquet(path: Path) -> tuple[NDArray[Any], NDArray[np.int64] | list[str]]:
+    import polars as pl
+
+    try:
+        frame = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{path}: {error}") from error
+    keys = [name for name, kind in frame.schema.items() if kind.is_integer() or kind == pl.String]
+    lists = [name for name, kind in frame.schema.items() if isinstance(kind, pl.List | pl.Array)]
+    if not keys or not lists:
+        raise DataError(f"{path}: needs a column of ids and a column of lists, has {frame.schema}")
+    ids, vectors = frame[keys[0]], frame[lists[0]]
+    if frame.height == 0 or ids.null_count() or vectors.null_count():
+        raise DataError(f"{path}: {'no rows' if frame.height == 0 else 'ids and vectors must not be null'}")
+    widths = (vectors.list.len() if isinstance(vectors.dtype, pl.List) else pl.Series([vectors.dtype.size])).unique()
+    if len(widths) != 1 or not widths[0]:
+        raise DataError(f"{path}: vectors in {lists[0]!r} have different lengths")
+    flat = vectors.explode()
+    if flat.null_count() or not flat.dtype.is_numeric():
+        raise DataError(f"{path}: vectors in {lists[0]!r} must be numbers without nulls")
+    array = flat.cast(pl.Float32).to_numpy().reshape(frame.height, int(widths[0]))
+    return array, ids.to_list() if ids.dtype == pl.String else ids.cast(pl.Int64).to_numpy()

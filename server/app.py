@@ -1,0 +1,220 @@
+"""The application: parts made from settings, wired once, nothing global."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from embstore import __version__
+from embstore.errors import EmbstoreError
+from embstore.publish import open_store
+from embstore.store import LATEST
+from embstore.table import Table, check_golden
+from server.hotpath import HotPath
+from server.lookup import LookupService
+from server.metrics import Metrics
+from server.openapi import with_lookups
+from server.problems import MEDIA_TYPE, problem, problem_of
+from server.settings import Settings
+from server.tables import Registry
+
+log = structlog.get_logger()
+
+
+def create_app(settings: Settings) -> HotPath:
+    """The server as one ASGI app: lookups in front, FastAPI behind, tables watched from start-up to shutdown."""
+    metrics = Metrics()
+    tables = Registry(
+        open_store(settings.store),
+        metrics,
+        device=_device(settings.device),
+        keep_versions=settings.keep_versions,
+        poll_seconds=settings.poll_seconds,
+    )
+    metrics.watch(tables)
+    api = _api(tables, metrics)
+    app = HotPath(
+        api,
+        tables,
+        LookupService(inline_ids=settings.inline_ids),
+        metrics,
+        max_ids=settings.max_ids,
+        max_body_bytes=settings.max_body_bytes,
+    )
+    api.state.draining = lambda: app.draining
+    return app
+
+
+def _device(asked: str) -> str:
+    if asked != "auto":
+        return asked
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _api(tables: Registry, metrics: Metrics) -> FastAPI:
+    """Everything that is not a lookup."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tables.start()
+        yield
+        tables.stop()
+
+    api = FastAPI(
+        title="embstore",
+        version=__version__,
+        summary="Embedding tables in a fraction of the space.",
+        lifespan=lifespan,
+    )
+    plain_openapi = api.openapi
+
+    def openapi() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            api.openapi_schema = with_lookups(plain_openapi())
+        return api.openapi_schema
+
+    api.openapi = openapi  # type: ignore[method-assign]
+    _add_errors(api)
+    _add_tables(api, tables)
+    _add_probes(api, tables)
+
+    @api.get("/metrics", tags=["operations"], response_class=Response)
+    def show_metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return api
+
+
+def _add_tables(api: FastAPI, tables: Registry) -> None:
+    @api.get("/v1/tables", tags=["tables"])
+    def list_tables() -> Response:
+        """Every table now served, with what serves it."""
+        snapshot = tables.snapshot
+        return _json({"tables": [_describe(t, snapshot.release_of.get(n)) for n, t in sorted(snapshot.latest.items())]})
+
+    @api.get("/v1/tables/{table}", tags=["tables"])
+    def show_table(table: str) -> Response:
+        """One table: scheme, sizes, labels, and the state of each version known here."""
+        snapshot = tables.snapshot
+        served = snapshot.table(table)
+        labels = {label: t.version for (name, label), t in snapshot.labels.items() if name == table}
+        about = _describe(served, snapshot.release_of.get(table))
+        return _json(about | {"labels": labels, "versions": _versions(tables, table)})
+
+    @api.get("/v1/tables/{table}/versions", tags=["tables"])
+    def list_versions(table: str) -> Response:
+        """State of each version of a table, and why it failed where it did."""
+        versions = _versions(tables, table)
+        if not versions:
+            tables.snapshot.table(table)  # says which tables there are
+        return _json({"table": table, "versions": versions})
+
+
+def _add_probes(api: FastAPI, tables: Registry) -> None:
+    @api.get("/livez", tags=["operations"])
+    async def livez() -> Response:
+        """The process runs and answers."""
+        return _json({"status": "ok"})
+
+    @api.get("/startupz", tags=["operations"])
+    async def startupz() -> Response:
+        """The store was looked at for the first time."""
+        return _health([] if tables.started else ["tables are still being loaded"])
+
+    @api.get("/readyz", tags=["operations"])
+    def readyz() -> Response:
+        """Traffic is welcome: every table served has just answered a real lookup with the right vectors."""
+        reasons = ["shutting down"] if api.state.draining() else []
+        if not tables.started:
+            reasons.append("tables are still being loaded")
+        elif not tables.snapshot.latest:
+            reasons.append(tables.problem or f"no table with a label {LATEST!r} could be loaded from the store")
+        for table in tables.snapshot.latest.values():
+            try:
+                check_golden(table)
+            except EmbstoreError as error:
+                reasons.append(str(error))
+        return _health(reasons, {name: t.version for name, t in tables.snapshot.latest.items()})
+
+
+def _add_errors(api: FastAPI) -> None:
+    """The same problem bodies as the lookup calls have."""
+
+    def reply(answer: tuple[int, bytes], request_id: str) -> Response:
+        status, body = answer
+        return Response(body, status, media_type=MEDIA_TYPE.decode(), headers={"X-Request-ID": request_id})
+
+    def request_id(request: Request) -> str:
+        given = request.headers.get("x-request-id", "")
+        return given if given.isascii() and given.isprintable() and 0 < len(given) <= 128 else os.urandom(8).hex()
+
+    @api.exception_handler(EmbstoreError)
+    def ours(request: Request, error: EmbstoreError) -> Response:
+        return reply(problem_of(error, request_id(request)), request_id(request))
+
+    @api.exception_handler(HTTPException)
+    def theirs(request: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "malformed_request")
+        detail = f"{request.method} {request.url.path} is not a call of this server; see /docs"
+        return reply(problem(code, detail, request_id(request)), request_id(request))
+
+    @api.exception_handler(Exception)
+    def unexpected(request: Request, error: Exception) -> Response:
+        log.error("request failed", path=request.url.path, exc_info=error)
+        return reply(problem("internal", "the server failed to answer this request", ""), request_id(request))
+
+
+def _describe(table: Table, release: str | None) -> dict[str, Any]:
+    manifest = table.manifest
+    assert manifest is not None
+    return {
+        "table": table.name,
+        "version": table.version,
+        "release": release,
+        "scheme": table.scheme.name,
+        "parameters": table.config.parameters(),
+        "num_embeddings": table.config.num_embeddings,
+        "embedding_dim": table.embedding_dim,
+        "id_space": table.ids.kind,
+        "num_ids": table.ids.num_ids,
+        "num_bytes": table.num_bytes,
+        "id_space_bytes": table.ids.num_bytes(),
+        "full_bytes": 4 * table.config.num_embeddings * table.embedding_dim,
+        "device": table.device,
+        "created": manifest.created,
+        "metrics": manifest.metrics,
+    }
+
+
+def _versions(tables: Registry, name: str) -> list[dict[str, Any]]:
+    loaded, known = tables.snapshot.loaded, tables.status()
+    return [
+        {
+            "version": version,
+            "state": status.state,
+            "reason": status.reason or None,
+            "num_bytes": loaded[key].num_bytes if (key := (name, version)) in loaded else None,
+        }
+        for (table, version), status in sorted(known.items())
+        if table == name
+    ]
+
+
+def _health(reasons: list[str], tables: dict[str, int] | None = None) -> Response:
+    body = {"status": "not ready" if reasons else "ok", "reasons": reasons, "tables": tables or {}}
+    return _json(body, 503 if reasons else 200)
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, media_type="application/json")

@@ -1,0 +1,133 @@
+"""Bytes and JSON to ids, vectors to bytes and JSON. No state, no I/O; bad input raises BadRequest with the place."""
+
+# Shapes: B ids in a request, D embedding_dim.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from embstore.errors import BadRequest, TooManyIds, Unprocessable, UnsupportedMediaType
+from embstore.ids import Keys
+from embstore.table import ON_MISSING, Table
+
+OCTET_STREAM = "application/octet-stream"
+JSON = "application/json"
+DTYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+_INT64 = range(-(1 << 63), 1 << 63)
+
+
+class LookupBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of a JSON lookup of one table."""
+
+    ids: list[int | str]
+    on_missing: str = "zero"
+    dtype: str = "float32"
+    found: bool = False
+
+
+class ManyBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of a JSON lookup of many tables."""
+
+    tables: dict[str, LookupBody]
+
+
+_one = msgspec.json.Decoder(LookupBody)
+_many = msgspec.json.Decoder(ManyBody)
+
+
+def decode_lookup(body: bytes) -> LookupBody:
+    """A checked JSON lookup body."""
+    return check_options(_decode(_one, body))
+
+
+def decode_many(body: bytes) -> ManyBody:
+    """A checked JSON body of many tables."""
+    many: ManyBody = _decode(_many, body)
+    if not many.tables:
+        raise BadRequest('"tables" is empty: name at least one table, {"tables": {"item": {"ids": [1, 2]}}}')
+    for one in many.tables.values():
+        check_options(one)
+    return many
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"body: {error}") from error
+
+
+def check_options(body: LookupBody) -> LookupBody:
+    """The body itself, when its options are known ones."""
+    if body.on_missing not in ON_MISSING:
+        raise Unprocessable(f"on_missing must be one of {', '.join(ON_MISSING)}, got {body.on_missing!r}")
+    if body.dtype not in DTYPES:
+        raise Unprocessable(f"dtype must be one of {', '.join(DTYPES)}, got {body.dtype!r}")
+    return body
+
+
+def keys_of(ids: Sequence[int | str], table: Table) -> Keys:
+    """JSON ids as what the table's id space takes: int64 [B] (decimal strings accepted), or strings."""
+    kinds = set(map(type, ids))
+    if table.ids.key_type is str:
+        if kinds - {str}:
+            at = next(i for i, key in enumerate(ids) if not isinstance(key, str))
+            raise BadRequest(f"table {table.name!r} has string ids; ids[{at}] is {ids[at]!r}", table=table.name)
+        return ids  # type: ignore[return-value]
+    if str in kinds:
+        ids = [_integer(key, at) if isinstance(key, str) else key for at, key in enumerate(ids)]
+    try:
+        return np.array(ids, np.int64)
+    except OverflowError:
+        at = next(i for i, key in enumerate(ids) if key not in _INT64)
+        raise BadRequest(f"ids[{at}] is {ids[at]}, which does not fit a signed 64-bit integer") from None
+
+
+def _integer(text: str, at: int) -> int:
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 20):
+        raise BadRequest(f"ids[{at}] is {text[:40]!r}, not an integer; this table has integer ids")
+    return int(text)
+
+
+def decode_octets(body: bytes, table: Table) -> NDArray[np.int64]:
+    """Little-endian int64 ids [B] as they stand in the body, without a copy."""
+    if table.ids.key_type is not int:
+        raise UnsupportedMediaType(f"table {table.name!r} has string ids: send them as {JSON}", table=table.name)
+    if len(body) % 8:
+        raise BadRequest(f"the body has {len(body):,} bytes; int64 ids take a multiple of 8")
+    return np.frombuffer(body, "<i8")
+
+
+def check_count(num_ids: int, max_ids: int) -> None:
+    """TooManyIds when a request asks for more than it may."""
+    if num_ids > max_ids:
+        raise TooManyIds(f"{num_ids:,} ids in one request; the limit is {max_ids:,}", limit=max_ids)
+
+
+def encode_rows(vectors_BD: NDArray[np.float32], dtype: str) -> memoryview | bytes:
+    """Row-major little-endian rows; float32 without a copy."""
+    rows = vectors_BD if dtype == "float32" else to_dtype(vectors_BD, dtype)
+    return memoryview(rows).cast("B") if rows.size else b""
+
+
+def to_dtype(vectors_BD: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """Vectors in another type; a float16 that does not fit becomes infinity, as IEEE 754 has it."""
+    with np.errstate(over="ignore"):
+        return vectors_BD.astype(DTYPES[dtype], copy=False)
+
+
+def encode_found(found_B: NDArray[np.bool_]) -> bytes:
+    """Found bits: bit i of byte i // 8, least significant first."""
+    return np.packbits(found_B, bitorder="little").tobytes()
+
+
+def encode_json(value: Any) -> bytes:
+    """JSON; arrays as lists, each float in the fewest digits that read back as the same float."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -1,0 +1,23 @@
+"""The request street: ids to vectors, counted, on the event loop when small and in a thread when large."""
+
+# Shapes: B ids in a request, D embedding_dim.
+
+from __future__ import annotations
+
+import asyncio
+
+from embstore.ids import Keys
+from embstore.table import Fetched, Table
+
+
+class LookupService:
+    """Looks up keys in a captured table; the table cannot change under it."""
+
+    def __init__(self, *, inline_ids: int) -> None:
+        self.inline_ids = inline_ids
+
+    async def lookup(self, table: Table, keys: Keys, on_missing: str) -> Fetched:
+        """Vectors of B keys: float32 [B, D], and which were found."""
+        if len(keys) <= self.inline_ids:
+            return table.fetch(keys, on_missing)
+        return await asyncio.to_thread(table.fetch, keys, on_missing)

@@ -1,0 +1,86 @@
+"""Every setting of the server: its name, default, limits and help. The only reader of the environment.
+
+Precedence: command-line flag, then environment (`EMBSTORE_<NAME>`), then the TOML file named by `EMBSTORE_CONFIG` or
+`--config`, then the default here.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from embstore.errors import ConfigError
+
+
+class Settings(BaseSettings):
+    """What a server process needs to know, fixed from its start."""
+
+    model_config = SettingsConfigDict(env_prefix="EMBSTORE_", extra="forbid", frozen=True, validate_default=True)
+
+    store: Path = Field(default=Path("store"), description="Folder of the store that is served.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on; loopback unless you say otherwise.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 lets the system choose.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where tables live; auto is cuda where there is a device, else cpu."
+    )
+    redis: str | None = Field(
+        default=None, description="URL of a Redis or Valkey, or `embedded` to start a private one beside the server."
+    )
+    poll_seconds: float = Field(default=1.0, gt=0, le=3600, description="How often the store is looked at.")
+    keep_versions: int = Field(default=2, ge=1, le=100, description="Newest versions of a table that stay loaded.")
+    max_ids: int = Field(default=65_536, ge=1, description="Most ids in one request, over all its tables.")
+    max_body_bytes: int = Field(default=4 << 20, ge=1024, description="Most bytes in one request body.")
+    inline_ids: int = Field(
+        default=8_192, ge=0, description="Up to this many ids are looked up on the event loop, more in a thread."
+    )
+    keepalive_seconds: int = Field(default=75, ge=1, description="How long an idle connection is kept open.")
+    drain_seconds: float = Field(
+        default=1.0, ge=0, description="After SIGTERM, how long to go on serving while readiness already says no."
+    )
+    shutdown_seconds: int = Field(default=30, ge=1, description="How long requests in flight may take to end.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then environment, then the file."""
+        return init_settings, env_settings, _TomlFile(settings_cls)
+
+
+class _TomlFile(PydanticBaseSettingsSource):
+    """The file that EMBSTORE_CONFIG names, if it does."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        path = os.environ.get("EMBSTORE_CONFIG")
+        if not path:
+            return {}
+        try:
+            return tomllib.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"settings file {path}: {error}") from error
+
+
+def read_settings(**flags: Any) -> Settings:
+    """Settings of flags (None: not given), environment and file; ConfigError names each wrong one."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg'].lower()} (got {e.get('input')!r})"
+            for e in error.errors()
+        )
+        raise ConfigError(f"settings: {wrong}") from error
