@@ -22,6 +22,7 @@ from server.hotpath import HotPath
 from server.lookup import LookupService
 from server.metrics import Metrics
 from server.openapi import with_lookups
+from server.preread import Preread
 from server.problems import MEDIA_TYPE, problem, problem_of
 from server.settings import Settings
 from server.tables import Registry
@@ -29,7 +30,7 @@ from server.tables import Registry
 log = structlog.get_logger()
 
 
-def create_app(settings: Settings) -> HotPath:
+def create_app(settings: Settings, preread: Preread | None = None) -> HotPath:
     """The server as one ASGI app: lookups in front, FastAPI behind, tables watched from start-up to shutdown."""
     metrics = Metrics()
     tables = Registry(
@@ -38,6 +39,7 @@ def create_app(settings: Settings) -> HotPath:
         device=_device(settings.device),
         keep_versions=settings.keep_versions,
         poll_seconds=settings.poll_seconds,
+        preread=preread,
     )
     metrics.watch(tables)
     api = _api(tables, metrics)
@@ -101,7 +103,13 @@ def _add_tables(api: FastAPI, tables: Registry) -> None:
     def list_tables() -> Response:
         """Every table now served, with what serves it."""
         snapshot = tables.snapshot
-        return _json({"tables": [_describe(t, snapshot.release_of.get(n)) for n, t in sorted(snapshot.latest.items())]})
+        return _json(
+            {
+                "tables": [
+                    _describe(t, snapshot.release_of.get((n, t.version))) for n, t in sorted(snapshot.latest.items())
+                ]
+            }
+        )
 
     @api.get("/v1/tables/{table}", tags=["tables"])
     def show_table(table: str) -> Response:
@@ -109,7 +117,7 @@ def _add_tables(api: FastAPI, tables: Registry) -> None:
         snapshot = tables.snapshot
         served = snapshot.table(table)
         labels = {label: t.version for (name, label), t in snapshot.labels.items() if name == table}
-        about = _describe(served, snapshot.release_of.get(table))
+        about = _describe(served, snapshot.release_of.get((table, served.version)))
         return _json(about | {"labels": labels, "versions": _versions(tables, table)})
 
     @api.get("/v1/tables/{table}/versions", tags=["tables"])

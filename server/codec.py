@@ -113,14 +113,19 @@ def check_count(num_ids: int, max_ids: int) -> None:
 
 def encode_rows(vectors_BD: NDArray[np.float32], dtype: str) -> memoryview | bytes:
     """Row-major little-endian rows; float32 without a copy."""
-    rows = vectors_BD if dtype == "float32" else to_dtype(vectors_BD, dtype)
+    rows = to_dtype(vectors_BD, dtype)
     return memoryview(rows).cast("B") if rows.size else b""
 
 
 def to_dtype(vectors_BD: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """Vectors in another type; a float16 that does not fit becomes infinity, as IEEE 754 has it."""
+    """Vectors in another type; Unprocessable when a number does not fit it."""
+    if dtype == "float32":
+        return vectors_BD
     with np.errstate(over="ignore"):
-        return vectors_BD.astype(DTYPES[dtype], copy=False)
+        converted = vectors_BD.astype(DTYPES[dtype])
+    if not np.isfinite(converted).all():
+        raise Unprocessable(f"a vector does not fit {dtype}; ask for float32")
+    return converted
 
 
 def encode_found(found_B: NDArray[np.bool_]) -> bytes:

@@ -23,18 +23,15 @@ from embstore.errors import (
     BadRequest,
     BodyTooLarge,
     EmbstoreError,
-    NotFound,
     NotReady,
-    TooManyIds,
-    Unprocessable,
     UnsupportedMediaType,
 )
-from embstore.table import ON_MISSING, Fetched, Table
+from embstore.table import Fetched, Table
 from server import codec
 from server.lookup import LookupService
 from server.metrics import Metrics
 from server.problems import MEDIA_TYPE, problem, problem_of
-from server.tables import Registry
+from server.tables import Registry, Snapshot
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -77,7 +74,7 @@ class HotPath:
         max_ids: int,
         max_body_bytes: int,
     ) -> None:
-        self.inner, self.tables, self.service, self.metrics = inner, tables, service, metrics
+        self.inner, self.tables, self.service, self.lookups = inner, tables, service, metrics.lookups
         self.max_ids, self.max_body_bytes = max_ids, max_body_bytes
         self.draining = False
         self._ids = (b"%s-%x" % (prefix, n) for prefix in [secrets.token_hex(4).encode()] for n in itertools.count(1))
@@ -94,8 +91,7 @@ class HotPath:
         request_id = headers.get(b"x-request-id")
         if request_id is None or not _REQUEST_ID.fullmatch(request_id):
             request_id = next(self._ids)
-        inflight = self.metrics.inflight
-        inflight.inc()
+        self.lookups.inflight += 1
         try:
             if parts[2] == "tables":
                 await self._one(parts, scope, headers, receive, send, request_id, began)
@@ -112,7 +108,7 @@ class HotPath:
             detail = "the server failed to answer this request; its log has the reason under this instance"
             await self._refuse(problem("internal", detail, request_id.decode()), request_id, send)
         finally:
-            inflight.dec()
+            self.lookups.inflight -= 1
 
     async def _one(
         self,
@@ -125,7 +121,8 @@ class HotPath:
         began: float,
     ) -> None:
         """`POST /v1/tables/{table}[/versions/{n}|/labels/{name}]/lookup`."""
-        table = self._table(parts)
+        snapshot = self._snapshot()
+        table = _table(snapshot, parts)
         content_type = headers.get(b"content-type", b"")
         body = await self._body(headers, receive)
         if content_type == b"application/octet-stream":
@@ -144,7 +141,7 @@ class HotPath:
         num_ids = len(keys)
         codec.check_count(num_ids, self.max_ids)
         fetched = await self.service.lookup(table, keys, on_missing)
-        reply = self._reply_headers(table, num_ids, fetched.missing, dtype, request_id)
+        reply = self._reply_headers(snapshot, table, num_ids, fetched.missing, dtype, request_id)
         if protocol == "octet-stream":
             rows = codec.encode_rows(fetched.vectors_BD, dtype)
             bits = b"" if fetched.found_B is None else codec.encode_found(fetched.found_B)
@@ -153,7 +150,7 @@ class HotPath:
             out = _json_table(table, fetched, dtype, wants_found)
             await _send(send, 200, [_JSON, *reply], codec.encode_json(out))
         seconds = time.perf_counter() - began
-        self.metrics.lookup(table.name, protocol).count(seconds, num_ids, fetched.missing)
+        self.lookups.count(table.name, protocol, seconds, num_ids, fetched.missing)
 
     async def _many(
         self,
@@ -168,33 +165,24 @@ class HotPath:
         if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
             raise UnsupportedMediaType(f"a lookup of many tables takes {codec.JSON}")
         asked = codec.decode_many(await self._body(headers, receive)).tables
-        self._check_live()
         codec.check_count(sum(len(one.ids) for one in asked.values()), self.max_ids)
-        release, tables = self.tables.snapshot.together(list(asked), parts[3] if len(parts) == 5 else None)
+        release, tables = self._snapshot().together(list(asked), parts[3] if len(parts) == 5 else None)
         out = {}
         for name, one in asked.items():
             fetched = await self.service.lookup(tables[name], codec.keys_of(one.ids, tables[name]), one.on_missing)
             out[name] = _json_table(tables[name], fetched, one.dtype, one.found)
             seconds = time.perf_counter() - began
-            self.metrics.lookup(name, "json").count(seconds, len(one.ids), fetched.missing)
+            self.lookups.count(name, "json", seconds, len(one.ids), fetched.missing)
         reply: Headers = [_JSON, (b"x-request-id", request_id)]
         if release is not None:
             reply.append((b"x-embedding-release", release.encode()))
         await _send(send, 200, self._last(reply), codec.encode_json({"release": release, "tables": out}))
 
-    def _table(self, parts: list[str]) -> Table:
-        self._check_live()
-        if len(parts) == 5:
-            return self.tables.snapshot.table(parts[3])
-        if parts[4] == "labels":
-            return self.tables.snapshot.table(parts[3], label=parts[5])
-        if not parts[5].isdecimal() or len(parts[5]) > 18:
-            raise BadRequest(f"version {parts[5][:40]!r} is not a number", table=parts[3])
-        return self.tables.snapshot.table(parts[3], version=int(parts[5]))
-
-    def _check_live(self) -> None:
+    def _snapshot(self) -> Snapshot:
+        """What is served now: read once, so that a swap in the middle of a request changes nothing for it."""
         if not self.tables.started:
             raise NotReady("tables are still being loaded")
+        return self.tables.snapshot
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         """The whole body, never more of it in memory than is allowed."""
@@ -221,7 +209,9 @@ class HotPath:
                 raise BodyTooLarge(f"the body has more than {limit:,} bytes, which is the limit", limit=limit)
         return b"".join(chunks)
 
-    def _reply_headers(self, table: Table, num_ids: int, missing: int, dtype: str, request_id: bytes) -> Headers:
+    def _reply_headers(
+        self, snapshot: Snapshot, table: Table, num_ids: int, missing: int, dtype: str, request_id: bytes
+    ) -> Headers:
         headers = [
             (b"x-embedding-version", b"%d" % table.version),
             (b"x-embedding-shape", b"%d,%d" % (num_ids, table.config.embedding_dim)),
@@ -229,8 +219,8 @@ class HotPath:
             (b"x-embedding-missing", b"%d" % missing) if missing else _NONE_MISSING,
             (b"x-request-id", request_id),
         ]
-        release = self.tables.snapshot.release_of.get(table.name)
-        if release is not None and self.tables.snapshot.latest.get(table.name) is table:
+        release = snapshot.release_of.get((table.name, table.version))
+        if release is not None:
             headers.append((b"x-embedding-release", release.encode()))
         return self._last(headers)
 
@@ -242,7 +232,7 @@ class HotPath:
 
     async def _refuse(self, answer: tuple[int, bytes], request_id: bytes, send: Send) -> None:
         status, body = answer
-        self.metrics.rejected.labels(_REASONS[status]).inc()
+        self.lookups.rejected[_REASONS[status]] += 1
         headers = [(b"content-type", MEDIA_TYPE), (b"x-request-id", request_id)]
         await _send(send, status, self._last(headers), body)
 
@@ -255,6 +245,17 @@ def _is_one(parts: list[str]) -> bool:
 def _is_many(parts: list[str]) -> bool:
     """/v1/lookup, /v1/releases/{id}/lookup."""
     return parts[2:] == ["lookup"] or (len(parts) == 5 and parts[2] == "releases")
+
+
+def _table(snapshot: Snapshot, parts: list[str]) -> Table:
+    """The table a path names."""
+    if len(parts) == 5:
+        return snapshot.table(parts[3])
+    if parts[4] == "labels":
+        return snapshot.table(parts[3], label=parts[5])
+    if not parts[5].isdecimal() or len(parts[5]) > 18:
+        raise BadRequest(f"version {parts[5][:40]!r} is not a number", table=parts[3])
+    return snapshot.table(parts[3], version=int(parts[5]))
 
 
 def _options(query: bytes) -> tuple[str, str]:

@@ -84,3 +84,12 @@ def read_settings(**flags: Any) -> Settings:
             for e in error.errors()
         )
         raise ConfigError(f"settings: {wrong}") from error
+
+
+def redacted(settings: Settings) -> dict[str, Any]:
+    """Settings as plain values, with passwords in URLs hidden."""
+    values: dict[str, Any] = settings.model_dump(mode="json")
+    if settings.redis and "@" in settings.redis:
+        scheme, _, rest = settings.redis.partition("://")
+        values["redis"] = f"{scheme}://***@{rest.rpartition('@')[2]}"
+    return values

@@ -22,7 +22,8 @@ from embstore.errors import EmbstoreError, LabelNotFound, ReleaseNotFound, Table
 from embstore.publish import Store
 from embstore.store import LATEST, Label, Release
 from embstore.table import Table
-from server.metrics import PROTOCOLS, Metrics
+from server.metrics import Metrics
+from server.preread import Preread
 
 log = structlog.get_logger()
 Key = tuple[str, int]
@@ -44,7 +45,7 @@ class Snapshot:
     labels: Mapping[tuple[str, str], Table] = field(default_factory=dict)
     loaded: Mapping[Key, Table] = field(default_factory=dict)
     releases: Mapping[str, Mapping[str, Table]] = field(default_factory=dict)
-    release_of: Mapping[str, str] = field(default_factory=dict)
+    release_of: Mapping[Key, str] = field(default_factory=dict)
 
     def table(self, name: str, *, version: int | None = None, label: str | None = None) -> Table:
         """A table by version, by label, or the latest; NotFound errors say what there is."""
@@ -78,15 +79,24 @@ class Snapshot:
                     raise TableNotFound(name, f"in release {release!r}")
             return release, {name: tables[name] for name in names}
         chosen = {name: self.table(name) for name in names}
-        ids = {self.release_of.get(name) for name in names}
+        ids = {self.release_of.get((table.name, table.version)) for table in chosen.values()}
         return (ids.pop() if len(ids) == 1 else None), chosen
 
 
 class Registry:
     """Keeps `snapshot` in step with a store, from a thread of its own."""
 
-    def __init__(self, store: Store, metrics: Metrics, *, device: str, keep_versions: int, poll_seconds: float) -> None:
-        self.store, self.metrics, self.device = store, metrics, device
+    def __init__(
+        self,
+        store: Store,
+        metrics: Metrics,
+        *,
+        device: str,
+        keep_versions: int,
+        poll_seconds: float,
+        preread: Preread | None = None,
+    ) -> None:
+        self.store, self.metrics, self.device, self.preread = store, metrics, device, preread
         self.keep_versions, self.poll_seconds = keep_versions, poll_seconds
         self.snapshot = Snapshot()
         self.started = False
@@ -157,7 +167,9 @@ class Registry:
             self._status[key] = Status("loading")
             begin = time.perf_counter()
             try:
-                loaded[key] = self.store.load(name, version, device=self.device)
+                stored = self.preread.take(name, version) if self.preread else None
+                stored = stored or self.store.read_version(name, version)
+                loaded[key] = self.store.verified_table(stored, device=self.device)
             except EmbstoreError as error:
                 self._status[key] = Status("failed", str(error))
                 self.metrics.loads.labels("failed").inc()
@@ -167,8 +179,7 @@ class Registry:
             self._status[key] = Status("ready")
             self.metrics.loads.labels("ok").inc()
             self.metrics.load_seconds.observe(seconds)
-            for protocol in PROTOCOLS:
-                self.metrics.lookup(name, protocol)
+            self.metrics.lookups.add_table(name)
             log.info("version loaded", table=name, version=version, seconds=round(seconds, 3))
         return loaded
 
@@ -231,9 +242,8 @@ def _snapshot(
     }
     latest = {name: table for (name, label), table in labels.items() if label == LATEST}
     release_of = {
-        name: release_id
+        (name, table.version): release_id
         for release_id, tables in complete.items()  # ascending: the newest release of a version wins
         for name, table in tables.items()
-        if latest.get(name) is table
     }
     return Snapshot(latest, labels, loaded, complete, release_of)

@@ -1,0 +1,50 @@
+# make run    a demo store, trained if there is none, and the server on http://127.0.0.1:8000
+# make test   every test
+# make check  formatting, lint, types, import rules
+# make bench  the benchmarks
+# make setup  .venv with exact versions; the others call it
+#
+# PYTHON=python3.12 picks another interpreter. PIP_ARGS is passed to pip: on Linux without a GPU,
+# PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu' saves gigabytes of CUDA libraries.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install $(PIP_ARGS) --constraint constraints.txt
+
+.PHONY: setup run test check bench format
+
+setup: $(VENV)/.complete
+
+$(VENV)/.complete: pyproject.toml constraints.txt clients/python/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "embstore needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0])'
+	@echo "setup: creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "setup: installing torch"
+	@$(PIP) torch
+	@echo "setup: installing embstore and everything else"
+	@$(PIP) --editable '.[dev]' --editable clients/python
+	@echo "setup: compiling kernels"
+	@$(BIN)/python -c 'import embstore.kernels.numba_ids'
+	@touch $@
+
+run: setup
+	@$(BIN)/embstore demo --folder demo
+	@$(BIN)/embstore serve --store demo/store --redis embedded
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/python -m pytest tests/bench --override-ini=testpaths=tests/bench -s

@@ -1,0 +1,414 @@
+"""The command line: every command reads top to bottom here and imports what it needs when it runs.
+
+Exit codes: 0 ok, 1 failure, 2 usage, 3 verification failed, 4 not found, 5 conflict.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from embstore.errors import ConfigError, Conflict, EmbstoreError, NotFound, VerificationFailed
+
+app = typer.Typer(
+    name="embstore",
+    help="Embedding tables in a fraction of the space: train them, publish them, serve them.",
+    epilog="Start with `embstore demo`, then `embstore serve --store demo/store`. Every server flag has an "
+    "environment twin, EMBSTORE_<NAME>. Exit codes: 0 ok, 1 failure, 2 usage, 3 verification failed, 4 not found, "
+    "5 conflict.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+StoreOption = Annotated[Path, typer.Option("--store", envvar="EMBSTORE_STORE", help="Folder of the store.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
+DEFAULT_STORE = Path("store")
+TableArgument = Annotated[str, typer.Argument(help="Name of the table.")]
+VersionOption = Annotated[str, typer.Option("--version", help="A version number or a label.")]
+
+
+def main() -> None:
+    """Run a command; errors of ours become one readable line and their exit code."""
+    try:
+        app(standalone_mode=False)
+    except EmbstoreError as error:
+        fail(str(error), exit_code(error))
+    except typer.Exit as stopped:
+        sys.exit(stopped.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")):  # a usage error; its text names the flag
+            fail(error.format_message() if hasattr(error, "format_message") else str(error), 2)
+        raise
+
+
+def exit_code(error: EmbstoreError) -> int:
+    """The exit code of an error."""
+    for kind, code in ((ConfigError, 2), (VerificationFailed, 3), (NotFound, 4), (Conflict, 5)):
+        if isinstance(error, kind):
+            return code
+    return 1
+
+
+def fail(message: str, code: int) -> None:
+    """One line on stderr, then out."""
+    sys.stderr.write(f"embstore: {' '.join(message.split())}\n")
+    sys.exit(code)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo's events, config and store go.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the generated clicks.")] = 0,
+) -> None:
+    """Make clicks with planted structure, train two compressed tables on them and publish them."""
+    import embstore
+    from embstore.train.config import read_config
+    from embstore.train.demo import write_demo
+    from embstore.train.progress import make_reporter
+    from embstore.train.run import train as run_training
+
+    store = embstore.open_store(folder / "store")
+    if not store.tables():
+        reporter = make_reporter()
+        config = read_config(write_demo(folder, seed=seed))
+        result = run_training(config, store, report=reporter)
+        _console().print(_training_table(result))
+    _console().print(_curl_lines(store, folder), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML file: data, task, model, tables, training.")],
+    store: StoreOption = DEFAULT_STORE,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is a device.")] = "auto",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override one key of the config, e.g. --set tables.item.scheme=memcom."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Learn user and item tables from events and publish them as one release."""
+    import embstore
+    from embstore.train.config import read_config
+    from embstore.train.progress import make_reporter
+    from embstore.train.run import train as run_training
+
+    settings = read_config(config, overrides=set_ or [])
+    result = run_training(settings, embstore.open_store(store), report=make_reporter(quiet=json), device=device)
+    _show(json, result.to_json(), lambda: _training_table(result))
+
+
+@app.command()
+def publish(
+    table: TableArgument,
+    file: Annotated[Path, typer.Argument(help="Vectors: .npy, .safetensors, or .parquet of ids and lists.")],
+    store: StoreOption = DEFAULT_STORE,
+    label: Annotated[str, typer.Option(help="Label to move to the new version.")] = "latest",
+    no_promote: Annotated[bool, typer.Option("--no-promote", help="Publish without moving any label.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Publish a file of vectors as a new version of a table."""
+    import embstore
+
+    version = embstore.open_store(store).publish(table, file, label=None if no_promote else label)
+    moved = None if no_promote else label
+    _show(
+        json,
+        {"table": table, "version": version, "label": moved},
+        lambda: f"published {table} version {version}" + (f", label {moved} moved to it" if moved else ""),
+    )
+
+
+@app.command("list")
+def list_(store: StoreOption = DEFAULT_STORE, json: JsonOption = False) -> None:
+    """Tables of a store with their versions, labels and sizes, and its releases."""
+    from embstore.store import FileStore
+
+    files = FileStore(store)
+    tables = []
+    for name in files.tables():
+        labels = files.labels(name)
+        for version in files.versions(name):
+            try:
+                manifest = files.manifest(name, version)
+            except VerificationFailed as error:
+                tables.append({"table": name, "version": version, "error": str(error)})
+                continue
+            tables.append(
+                {
+                    "table": name,
+                    "version": version,
+                    "labels": sorted(label for label, at in labels.items() if at.version == version),
+                    "scheme": manifest.scheme,
+                    "ids": manifest.num_ids,
+                    "dim": manifest.embedding_dim,
+                    "num_bytes": manifest.num_bytes,
+                    "created": manifest.created,
+                }
+            )
+    releases = [{"release": r.id, "tables": r.tables, "created": r.created} for r in files.releases()]
+    _show(json, {"versions": tables, "releases": releases}, lambda: _listing(tables, releases))
+
+
+@app.command()
+def inspect(
+    table: TableArgument,
+    version: VersionOption = "latest",
+    store: StoreOption = DEFAULT_STORE,
+    json: JsonOption = False,
+) -> None:
+    """Everything about one version: scheme, sizes, ids, digests, training metrics. Verifies every byte."""
+    import embstore
+
+    loaded = embstore.open_store(store).load(table, version)
+    manifest = loaded.manifest
+    assert manifest is not None
+    full = 4 * manifest.num_embeddings * manifest.embedding_dim
+    scheme_bytes = sum(int(t.nbytes) for t in loaded.tensors.values())
+    about: dict[str, Any] = {
+        "table": manifest.table,
+        "version": manifest.version,
+        "scheme": manifest.scheme,
+        "parameters": manifest.parameters,
+        "num_embeddings": manifest.num_embeddings,
+        "embedding_dim": manifest.embedding_dim,
+        "id_space": manifest.id_space,
+        "num_ids": manifest.num_ids,
+        "scheme_bytes": scheme_bytes,
+        "full_bytes": full,
+        "ratio": round(full / scheme_bytes, 2),
+        "id_space_bytes": loaded.ids.num_bytes(),
+        "id_space_bytes_per_id": round(loaded.ids.num_bytes() / manifest.num_ids, 2),
+        "file_bytes": manifest.num_bytes,
+        "files": {file.name: file.sha256 for file in manifest.files},
+        "golden_ids": len(manifest.golden.ids),
+        "hot_ids": len(manifest.hot_ids),
+        "parent": manifest.parent,
+        "created": manifest.created,
+        "metrics": manifest.metrics,
+        "verified": True,
+    }
+    _show(json, about, lambda: _facts(about))
+
+
+@app.command()
+def promote(
+    table: TableArgument,
+    version: Annotated[str, typer.Argument(help="A version number or another label.")],
+    label: Annotated[str, typer.Option(help="The label to move.")] = "latest",
+    store: StoreOption = DEFAULT_STORE,
+    json: JsonOption = False,
+) -> None:
+    """Verify a version and point a label at it; servers that watch the store follow."""
+    import embstore
+
+    opened = embstore.open_store(store)
+    number = opened.load(table, version).version
+    opened.set_label(table, label, number)
+    _show(
+        json,
+        {"table": table, "label": label, "version": number},
+        lambda: f"label {label} of {table} points at version {number}",
+    )
+
+
+@app.command()
+def serve(
+    store: Annotated[Path | None, typer.Option(help="Folder of the store that is served.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. Default 8000.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default auto.")] = None,
+    redis: Annotated[str | None, typer.Option(help="Redis URL, or `embedded` to start a private one.")] = None,
+    poll_seconds: Annotated[float | None, typer.Option(help="How often to look for versions. Default 1.")] = None,
+    max_ids: Annotated[int | None, typer.Option(help="Most ids in one request. Default 65536.")] = None,
+    drain_seconds: Annotated[float | None, typer.Option(help="Serve on after SIGTERM. Default 1.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. Default info.")] = None,
+) -> None:
+    """Serve a store over HTTP. Settings not given come from EMBSTORE_<NAME>, then the file EMBSTORE_CONFIG names."""
+    from server.settings import read_settings
+
+    settings = read_settings(
+        store=store,
+        host=host,
+        port=port,
+        device=device,
+        redis=redis,
+        poll_seconds=poll_seconds,
+        max_ids=max_ids,
+        drain_seconds=drain_seconds,
+        log_level=log_level,
+    )
+    from server.run import serve as run_server
+
+    raise typer.Exit(run_server(settings))
+
+
+@app.command()
+def config(json: JsonOption = False) -> None:
+    """The server settings in effect, after environment and file, secrets left out."""
+    from server.settings import read_settings, redacted
+
+    settings = redacted(read_settings())
+    _show(json, settings, lambda: _facts(settings))
+
+
+@app.command()
+def lookup(
+    table: TableArgument,
+    ids: Annotated[list[str], typer.Argument(help="Ids, integers or strings as the table has them.")],
+    store: Annotated[Path | None, typer.Option(envvar="EMBSTORE_STORE", help="Read a store directly.")] = None,
+    url: Annotated[str, typer.Option(help="Ask a server, unless --store is given.")] = "http://127.0.0.1:8000",
+    version: VersionOption = "latest",
+    on_missing: Annotated[str, typer.Option(help="zero, default, error or hash.")] = "zero",
+    json: JsonOption = False,
+) -> None:
+    """Look ids up, in a running server or directly in a store."""
+    if store is not None:
+        rows, found, number = _lookup_in_store(store, table, ids, version, on_missing)
+    else:
+        rows, found, number = _lookup_over_http(url, table, ids, version, on_missing)
+    about = {"table": table, "version": number, "vectors": rows, "found": found}
+    _show(json, about, lambda: _vectors_table(table, number, ids, rows, found))
+
+
+def _lookup_in_store(store: Path, table: str, ids: list[str], version: str, on_missing: str) -> Any:
+    import embstore
+
+    loaded = embstore.open_store(store).load(table, version)
+    keys = ids if loaded.ids.key_type is str else _integers(table, ids)
+    vectors, found = loaded.lookup(keys, return_found=True, on_missing=on_missing)
+    return vectors.tolist(), found.tolist(), loaded.version
+
+
+def _lookup_over_http(url: str, table: str, ids: list[str], version: str, on_missing: str) -> Any:
+    import httpx
+
+    ref = "" if version == "latest" else f"/versions/{version}" if version.isdecimal() else f"/labels/{version}"
+    body = {"ids": ids, "on_missing": on_missing, "found": True}
+    try:
+        reply = httpx.post(f"{url}/v1/tables/{table}{ref}/lookup", json=body, timeout=10)
+        answer = reply.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise EmbstoreError(f"no answer from {url}: {error}; is the server running?") from error
+    if reply.status_code != 200:
+        kind = NotFound if reply.status_code == 404 else EmbstoreError
+        raise kind(str(answer.get("detail", answer)))
+    return answer["vectors"], answer["found"], answer["version"]
+
+
+def _integers(table: str, ids: list[str]) -> list[int]:
+    try:
+        return [int(text) for text in ids]
+    except ValueError as error:
+        raise ConfigError(f"table {table!r} has integer ids: {error}") from error
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(markup=False)  # names and keys may hold brackets
+
+
+def _show(json: bool, value: Any, for_people: Any) -> None:
+    """JSON on stdout, or what `for_people()` makes of it."""
+    if json:
+        import orjson
+
+        text = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode()
+        sys.stdout.write(text + "\n")
+    else:
+        _console().print(for_people(), highlight=False)
+
+
+def _table(*columns: str, title: str | None = None) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table
+
+
+def _listing(versions: list[dict[str, Any]], releases: list[dict[str, Any]]) -> Any:
+    from rich.console import Group
+    from rich.text import Text
+
+    table = _table("table", ">version", "labels", "scheme", ">ids", ">dim", ">bytes", "created")
+    for v in versions:
+        if "error" in v:
+            table.add_row(v["table"], str(v["version"]), Text(v["error"], style="red"))
+            continue
+        row = (v["table"], v["version"], ", ".join(v["labels"]), v["scheme"], f"{v['ids']:,}", v["dim"])
+        table.add_row(*map(str, row), f"{v['num_bytes']:,}", v["created"][:19])
+    shown = _table("release", "tables", "created")
+    for r in releases:
+        shown.add_row(r["release"], ", ".join(f"{t} {n}" for t, n in r["tables"].items()), r["created"][:19])
+    if not versions:
+        return "no tables in this store"
+    return Group(table, shown) if releases else table
+
+
+def _facts(about: dict[str, Any]) -> Any:
+    table = _table("what", "value")
+    for name, value in about.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k}={v}" for k, v in value.items())
+        table.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+    return table
+
+
+def _vectors_table(table: str, version: int, ids: list[str], rows: list[list[float]], found: list[bool]) -> Any:
+    shown = _table("id", "found", f"vector ({len(rows[0])} floats)" if rows else "vector", title=f"{table} v{version}")
+    for key, row, there in zip(ids, rows, found, strict=True):
+        text = ", ".join(f"{x:.4f}" for x in row[:6]) + (", ..." if len(row) > 6 else "")
+        shown.add_row(key, "yes" if there else "no", text)
+    return shown
+
+
+def _training_table(result: Any) -> Any:
+    return _facts(result.to_json())
+
+
+def _curl_lines(store: Any, folder: Path) -> str:
+    """Three lines that work as they are, once the server runs."""
+    tables = store.tables()
+    hot = {name: store.manifest(name, store.resolve(name)).hot_ids[:2] for name in tables}
+    url = "http://127.0.0.1:8000"
+
+    def body(value: Any) -> str:
+        import orjson
+
+        return orjson.dumps(value).decode()
+
+    first, last = tables[0], tables[-1]
+    many = {"tables": {name: {"ids": hot[name]} for name in tables}}
+    octets = "".join(f"\\x{byte:02x}" for key in hot[last] for byte in int(key).to_bytes(8, "little", signed=True))
+    return "\n".join(
+        [
+            "",
+            f"The demo store is in {folder / 'store'}. With the server running (embstore serve --store "
+            f"{folder / 'store'}), in another terminal:",
+            "",
+            f"curl {url}/v1/tables/{first}/lookup -H 'Content-Type: application/json' "
+            f"-d '{body({'ids': hot[first]})}'",
+            "",
+            f"curl {url}/v1/lookup -H 'Content-Type: application/json' -d '{body(many)}'",
+            "",
+            f"printf '{octets}' | curl {url}/v1/tables/{last}/lookup "
+            "-H 'Content-Type: application/octet-stream' --data-binary @- -o - | od -A d -t f4 | head -4",
+            "",
+        ]
+    )
