@@ -18,6 +18,7 @@ from embstore.errors import EmbstoreError
 from embstore.publish import open_store
 from embstore.store import LATEST
 from embstore.table import Table, check_golden
+from server.cache import EMBEDDED, RowCache, start_embedded
 from server.hotpath import HotPath
 from server.lookup import LookupService
 from server.metrics import Metrics
@@ -42,11 +43,12 @@ def create_app(settings: Settings, preread: Preread | None = None) -> HotPath:
         preread=preread,
     )
     metrics.watch(tables)
-    api = _api(tables, metrics)
+    service = LookupService(inline_ids=settings.inline_ids)
+    api = _api(settings, tables, service, metrics)
     app = HotPath(
         api,
         tables,
-        LookupService(inline_ids=settings.inline_ids),
+        service,
         metrics,
         max_ids=settings.max_ids,
         max_body_bytes=settings.max_body_bytes,
@@ -63,13 +65,14 @@ def _device(asked: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _api(tables: Registry, metrics: Metrics) -> FastAPI:
+def _api(settings: Settings, tables: Registry, service: LookupService, metrics: Metrics) -> FastAPI:
     """Everything that is not a lookup."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tables.start()
-        yield
+        async with _cache(settings, metrics) as service.cache:
+            yield
         tables.stop()
 
     api = FastAPI(
@@ -96,6 +99,24 @@ def _api(tables: Registry, metrics: Metrics) -> FastAPI:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return api
+
+
+@asynccontextmanager
+async def _cache(settings: Settings, metrics: Metrics) -> AsyncIterator[RowCache | None]:
+    """The Redis tier, if it is switched on; an embedded Valkey runs as long as the server does."""
+    embedded = start_embedded() if settings.redis == EMBEDDED else None
+    url = embedded.connection_url if embedded else settings.redis
+    cache = None
+    if settings.cache == "on" and url is not None:
+        timeout_s = settings.redis_timeout_ms / 1000
+        cache = RowCache(url, metrics.lookups, timeout_s=timeout_s, ttl_seconds=settings.cache_ttl_seconds)
+    try:
+        yield cache
+    finally:
+        if cache is not None:
+            await cache.close()
+        if embedded is not None:
+            embedded.stop()
 
 
 def _add_tables(api: FastAPI, tables: Registry) -> None:

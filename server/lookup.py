@@ -8,16 +8,19 @@ import asyncio
 
 from embstore.ids import Keys
 from embstore.table import Fetched, Table
+from server.cache import RowCache
 
 
 class LookupService:
     """Looks up keys in a captured table; the table cannot change under it."""
 
-    def __init__(self, *, inline_ids: int) -> None:
-        self.inline_ids = inline_ids
+    def __init__(self, *, inline_ids: int, cache: RowCache | None = None) -> None:
+        self.inline_ids, self.cache = inline_ids, cache
 
     async def lookup(self, table: Table, keys: Keys, on_missing: str) -> Fetched:
         """Vectors of B keys: float32 [B, D], and which were found."""
+        if self.cache is not None:
+            return await self.cache.lookup(table, keys, on_missing)
         if len(keys) <= self.inline_ids:
             return table.fetch(keys, on_missing)
         return await asyncio.to_thread(table.fetch, keys, on_missing)

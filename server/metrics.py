@@ -73,10 +73,13 @@ class Lookups(Collector):
         self.num_ids = Distribution(IDS)
         self.rejected = dict.fromkeys(REASONS, 0)
         self.inflight = 0
+        self.caches: dict[str, dict[str, int]] = {}
+        self.cache_errors = {"get": 0, "put": 0}
 
     def add_table(self, table: str) -> None:
         """Create every series of a table, all zero; nothing to do when they are there."""
         self.tables.setdefault(table, TableCounts())
+        self.caches.setdefault(table, {"hit": 0, "miss": 0})
 
     def count(self, table: str, protocol: str, seconds: float, num_ids: int, missing: int) -> None:
         """One lookup of `num_ids` ids, `missing` of them not found."""
@@ -85,6 +88,10 @@ class Lookups(Collector):
         counts.found += num_ids - missing
         counts.missing += missing
         self.num_ids.observe(num_ids)
+
+    def cache(self, table: str) -> dict[str, int]:
+        """Ids of a table that the Redis tier had (`hit`) and had not (`miss`); add to them."""
+        return self.caches[table]
 
     def collect(self) -> Iterable[Metric]:
         """The families, for prometheus_client."""
@@ -105,7 +112,14 @@ class Lookups(Collector):
         for reason, number in self.rejected.items():
             rejected.add_metric([reason], number)
         inflight = GaugeMetricFamily("embstore_inflight_requests", "Lookups being answered.", value=self.inflight)
-        yield from (seconds, ids, sizes, rejected, inflight)
+        cache = CounterMetricFamily("embstore_cache_ids", "Ids asked of the cache.", labels=["table", "tier", "result"])
+        for table, results in self.caches.copy().items():
+            for result, number in results.items():
+                cache.add_metric([table, "redis", result], number)
+        errors = CounterMetricFamily("embstore_cache_errors", "Cache operations that failed.", labels=["op"])
+        for op, number in self.cache_errors.items():
+            errors.add_metric([op], number)
+        yield from (seconds, ids, sizes, rejected, inflight, cache, errors)
 
 
 class Metrics:

