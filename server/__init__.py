@@ -1,0 +1,1 @@
+"""The HTTP server: lookups in front, FastAPI behind, tables that follow the store."""
