@@ -47,4 +47,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 bench: setup
-	$(BIN)/python -m pytest tests/bench --override-ini=testpaths=tests/bench -s
+	$(BIN)/python tests/bench/kernels.py
+	$(BIN)/python tests/bench/serve.py
+	$(BIN)/python tests/bench/startup.py
+	$(BIN)/python -m embstore.train.bench --config configs/globo.toml
