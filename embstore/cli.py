@@ -74,16 +74,16 @@ def demo(
 ) -> None:
     """Make clicks with planted structure, train two compressed tables on them and publish them."""
     import embstore
-    from embstore.train.config import read_config
+    from embstore.train.config import load_config
     from embstore.train.demo import write_demo
     from embstore.train.progress import make_reporter
     from embstore.train.run import train as run_training
 
     store = embstore.open_store(folder / "store")
     if not store.tables():
-        reporter = make_reporter()
-        config = read_config(write_demo(folder, seed=seed))
-        result = run_training(config, store, report=reporter)
+        config = load_config(write_demo(folder, seed=seed))
+        with make_reporter() as report:
+            result = run_training(config, store, report=report)
         _console().print(_training_table(result))
     _console().print(_curl_lines(store, folder), markup=False, highlight=False, soft_wrap=True)
 
@@ -101,12 +101,13 @@ def train(
 ) -> None:
     """Learn user and item tables from events and publish them as one release."""
     import embstore
-    from embstore.train.config import read_config
+    from embstore.train.config import load_config
     from embstore.train.progress import make_reporter
     from embstore.train.run import train as run_training
 
-    settings = read_config(config, overrides=set_ or [])
-    result = run_training(settings, embstore.open_store(store), report=make_reporter(quiet=json), device=device)
+    settings = load_config(config, set_ or [])
+    with make_reporter(silent=json) as report:
+        result = run_training(settings, embstore.open_store(store), report=report, device=device)
     _show(json, result.to_json(), lambda: _training_table(result))
 
 
@@ -404,8 +405,7 @@ def _curl_lines(store: Any, folder: Path) -> str:
             f"The demo store is in {folder / 'store'}. With the server running (embstore serve --store "
             f"{folder / 'store'}), in another terminal:",
             "",
-            f"curl {url}/v1/tables/{first}/lookup -H 'Content-Type: application/json' "
-            f"-d '{body({'ids': hot[first]})}'",
+            f"curl {url}/v1/tables/{first}/lookup -H 'Content-Type: application/json' -d '{body({'ids': hot[first]})}'",
             "",
             f"curl {url}/v1/lookup -H 'Content-Type: application/json' -d '{body(many)}'",
             "",

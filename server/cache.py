@@ -99,7 +99,7 @@ class RowCache:
         if not names or time.monotonic() < self._open_until:
             return nothing
         try:
-            values: list[bytes | None] = await self._redis.mget(names)
+            values: list[Any] = await self._redis.mget(names)
         except (RedisError, OSError, TimeoutError, UnicodeError) as error:
             self._break("get", error)
             return nothing

@@ -18,7 +18,7 @@ from embstore.table import ON_MISSING, Table
 
 OCTET_STREAM = "application/octet-stream"
 JSON = "application/json"
-DTYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -114,7 +114,7 @@ def check_count(num_ids: int, max_ids: int) -> None:
 def encode_rows(vectors_BD: NDArray[np.float32], dtype: str) -> memoryview | bytes:
     """Row-major little-endian rows; float32 without a copy."""
     rows = to_dtype(vectors_BD, dtype)
-    return memoryview(rows).cast("B") if rows.size else b""
+    return rows.data.cast("B") if rows.size else b""
 
 
 def to_dtype(vectors_BD: NDArray[np.float32], dtype: str) -> NDArray[Any]:
@@ -122,7 +122,7 @@ def to_dtype(vectors_BD: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     if dtype == "float32":
         return vectors_BD
     with np.errstate(over="ignore"):
-        converted = vectors_BD.astype(DTYPES[dtype])
+        converted: NDArray[Any] = vectors_BD.astype(DTYPES[dtype])
     if not np.isfinite(converted).all():
         raise Unprocessable(f"a vector does not fit {dtype}; ask for float32")
     return converted

@@ -49,6 +49,7 @@ _NONE_MISSING = (b"x-embedding-missing", b"0")
 _REASONS = {
     400: "malformed",
     404: "not_found",
+    405: "malformed",
     413: "too_large",
     415: "malformed",
     422: "id_out_of_range",
@@ -81,7 +82,7 @@ class HotPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, start to end."""
-        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith("/lookup"):
+        if scope["type"] != "http" or not scope["path"].endswith("/lookup"):
             return await self.inner(scope, receive, send)
         parts = scope["path"].split("/")
         if not (len(parts) > 2 and parts[1] == "v1" and (_is_one(parts) or _is_many(parts))):
@@ -91,6 +92,9 @@ class HotPath:
         request_id = headers.get(b"x-request-id")
         if request_id is None or not _REQUEST_ID.fullmatch(request_id):
             request_id = next(self._ids)
+        if scope["method"] != "POST":
+            detail = f"{scope['method']} is not for lookups: POST the ids"
+            return await self._refuse(problem("method_not_allowed", detail, request_id.decode()), request_id, send)
         self.lookups.inflight += 1
         try:
             if parts[2] == "tables":
@@ -234,6 +238,8 @@ class HotPath:
         status, body = answer
         self.lookups.rejected[_REASONS[status]] += 1
         headers = [(b"content-type", MEDIA_TYPE), (b"x-request-id", request_id)]
+        if status == 405:
+            headers.append((b"allow", b"POST"))
         await _send(send, status, self._last(headers), body)
 
 
@@ -269,8 +275,9 @@ def _options(query: bytes) -> tuple[str, str]:
     unknown = set(options) - {"on_missing", "dtype"}
     if unknown:
         raise BadRequest(f"unknown query parameter {sorted(unknown)[0]!r}: there are on_missing and dtype")
-    body = codec.check_options(codec.LookupBody(ids=[], **options))
-    return body.on_missing, body.dtype
+    on_missing, dtype = options.get("on_missing", "zero"), options.get("dtype", "float32")
+    codec.check_options(codec.LookupBody(ids=[], on_missing=on_missing, dtype=dtype))
+    return on_missing, dtype
 
 
 def _json_table(table: Table, fetched: Fetched, dtype: str, wants_found: bool) -> dict[str, Any]:

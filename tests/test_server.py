@@ -335,7 +335,7 @@ def test_unknown_paths_and_methods_are_problems(server: ServerProcess) -> None:
     """What is no call of this server is said to be none, in the same shape."""
     for reply, status in (
         (httpx.get(f"{server.url}/v2/nothing"), 404),
-        (httpx.get(f"{server.url}/v1/tables/full-dense/lookup"), 404),
+        (httpx.get(f"{server.url}/v1/tables/full-dense/lookup"), 405),
         (httpx.put(f"{server.url}/v1/tables"), 405),
     ):
         assert (reply.status_code, reply.headers["Content-Type"]) == (status, "application/problem+json")
