@@ -3,9 +3,8 @@
 A request reads `registry.snapshot` once and works on that; nothing in a snapshot ever changes. The watching thread
 builds the next snapshot and assigns it, so a swap drops nothing and no request sees half of one.
 
-Which version a label means is read from the store alone, the same in every process. Labels moved by a release move
-together: as long as one of the release's tables still carries an older release, all of them stay on that one.
-A version that cannot be verified is never served; what was served before goes on.
+Which version a label means is the store's to say, the same in every process (a release's labels move together). A
+version that cannot be verified is never served, nor the rest of its release; what was served before goes on.
 """
 
 from __future__ import annotations
@@ -137,9 +136,8 @@ class Registry:
         """One look at the store: load what is new, swap if anything that is served changed."""
         before = self.snapshot
         names = self.store.tables()
-        labels = {(name, label): at for name in names for label, at in self.store.labels(name).items()}
+        targets = {(name, label): at for name in names for label, at in self.store.labels(name).items()}
         releases = {release.id: release for release in self.store.releases()}
-        targets = {key: _settled(key, labels, releases) for key in labels}
         newest = {name: self.store.versions(name)[-self.keep_versions :] for name in names}
         wanted = [(name, at.version) for (name, _), at in targets.items()]
         loaded = self._load(wanted, dict(before.loaded))
@@ -215,21 +213,6 @@ class Registry:
             log.info("serving", **moved)
         gc.collect()
         gc.freeze()  # tables live long: keep the collector from walking them on the request path
-
-
-def _settled(key: tuple[str, str], labels: Mapping[tuple[str, str], Label], releases: Mapping[str, Release]) -> Label:
-    """Where a label points once moves that are still under way are left out."""
-    name, label = key
-    at = labels[key]
-    release = releases.get(at.release or "")
-    if release is None:
-        return at
-    for peer in release.tables:
-        other = labels.get((peer, label))
-        behind = releases.get(other.release or "") if other else None
-        if behind and int(behind.id) < int(release.id) and name in behind.tables:
-            return Label(behind.tables[name], behind.id, at.moved)
-    return at
 
 
 def _snapshot(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import numpy as np
@@ -125,16 +128,17 @@ def corrupt_manifest(version: Path) -> None:
 CORRUPTIONS = [corrupt_bytes, corrupt_golden, corrupt_nan, corrupt_manifest]
 
 
-def publish_corrupted(store: Store, value: float, corrupt: object) -> str:
-    """A release whose item version is damaged before any label points at it."""
-    versions = {name: store.publish(name, constant(value), label=None) for name in ("user", "item")}
-    corrupt(store.root / "tables/item/versions" / str(versions["item"]))  # type: ignore[operator]
-    release = str(len(store.releases()) + 1)
-    (store.root / "releases" / f"{release}.json").write_text(json.dumps({"tables": versions, "created": "now"}))
-    for name, version in versions.items():
-        label = {"version": version, "release": release, "moved": "now"}
-        (store.root / "tables" / name / "labels/latest.json").write_text(json.dumps(label))
-    return release
+def publish_corrupted(store: Store, value: float, corrupt: Callable[[Path], None]) -> str:
+    """A release whose item version is damaged before it can be seen: made in a copy of the store, moved over whole."""
+    with TemporaryDirectory(dir=store.root.parent) as scratch:
+        copy = Store(shutil.copytree(store.root, Path(scratch) / "store"))
+        release = copy.publish_release(both(value))
+        corrupt(copy.root / "tables/item/versions" / str(release.tables["item"]))
+        moved = [f"tables/{name}/versions/{version}" for name, version in release.tables.items()]
+        moved += [f"releases/{release.id}.json", *(f"tables/{name}/labels/latest.json" for name in release.tables)]
+        for path in moved:
+            (copy.root / path).rename(store.root / path)
+    return release.id
 
 
 def test_a_bad_version_never_reaches_traffic(tmp_path: Path) -> None:
