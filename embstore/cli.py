@@ -5,6 +5,7 @@ Exit codes: 0 ok, 1 failure, 2 usage, 3 verification failed, 4 not found, 5 conf
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,7 +50,7 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):  # a usage error; its text names the flag
-            fail(error.format_message() if hasattr(error, "format_message") else str(error), 2)
+            fail(error.format_message() if hasattr(error, "format_message") else str(error), 2)  # empty after help
         raise
 
 
@@ -63,7 +64,8 @@ def exit_code(error: EmbstoreError) -> int:
 
 def fail(message: str, code: int) -> None:
     """One line on stderr, then out."""
-    sys.stderr.write(f"embstore: {' '.join(message.split())}\n")
+    if message:
+        sys.stderr.write(f"embstore: {' '.join(message.split())}\n")
     sys.exit(code)
 
 
@@ -302,20 +304,23 @@ def _lookup_over_http(url: str, table: str, ids: list[str], version: str, on_mis
     body = {"ids": ids, "on_missing": on_missing, "found": True}
     try:
         reply = httpx.post(f"{url}/v1/tables/{table}{ref}/lookup", json=body, timeout=10)
-        answer = reply.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise EmbstoreError(f"no answer from {url}: {error}; is the server running?") from error
-    if reply.status_code != 200:
-        kind = NotFound if reply.status_code == 404 else EmbstoreError
-        raise kind(str(answer.get("detail", answer)))
-    return answer["vectors"], answer["found"], answer["version"]
+    try:
+        answer = reply.json()
+        if reply.status_code == 200:
+            return answer["vectors"], answer["found"], answer["version"]
+        detail = str(answer["detail"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise EmbstoreError(f"{url} answers {reply.status_code}, but not as an embstore server does") from error
+    raise (NotFound if reply.status_code == 404 else EmbstoreError)(detail)
 
 
 def _integers(table: str, ids: list[str]) -> list[int]:
-    try:
-        return [int(text) for text in ids]
-    except ValueError as error:
-        raise ConfigError(f"table {table!r} has integer ids: {error}") from error
+    for text in ids:
+        if not re.fullmatch(r"-?[0-9]{1,19}", text) or not -(1 << 63) <= int(text) < 1 << 63:
+            raise ConfigError(f"table {table!r} has 64-bit integer ids, got {text!r}")
+    return [int(text) for text in ids]
 
 
 def _console() -> Any:
@@ -382,7 +387,16 @@ def _vectors_table(table: str, version: int, ids: list[str], rows: list[list[flo
 
 
 def _training_table(result: Any) -> Any:
-    return _facts(result.to_json())
+    from rich.console import Group
+
+    quality = _table("test metric", ">trained", ">popularity")
+    for name, value in result.metrics.items():
+        quality.add_row(name, f"{value:.4f}", f"{result.popularity[name]:.4f}")
+    tables = _table("table", ">version", "scheme", ">ids", ">dim", ">bytes", ">ratio")
+    for name, t in result.tables.items():
+        sizes = (f"{t.num_embeddings:,}", str(t.embedding_dim), f"{t.num_bytes:,}", f"{t.ratio:.1f}x")
+        tables.add_row(name, str(t.version), t.scheme, *sizes)
+    return Group(quality, tables, f"release {result.release}, {result.seconds:.1f} s on {result.device}")
 
 
 def _curl_lines(store: Any, folder: Path) -> str:
@@ -399,18 +413,17 @@ def _curl_lines(store: Any, folder: Path) -> str:
     first, last = tables[0], tables[-1]
     many = {"tables": {name: {"ids": hot[name]} for name in tables}}
     octets = "".join(f"\\x{byte:02x}" for key in hot[last] for byte in int(key).to_bytes(8, "little", signed=True))
+    binary = f"curl {url}/v1/tables/{last}/lookup -H 'Content-Type: application/octet-stream' --data-binary @- -s"
     return "\n".join(
         [
             "",
-            f"The demo store is in {folder / 'store'}. With the server running (embstore serve --store "
-            f"{folder / 'store'}), in another terminal:",
+            f"The demo store is in {folder / 'store'}. Once a server serves it, in another terminal:",
             "",
             f"curl {url}/v1/tables/{first}/lookup -H 'Content-Type: application/json' -d '{body({'ids': hot[first]})}'",
             "",
             f"curl {url}/v1/lookup -H 'Content-Type: application/json' -d '{body(many)}'",
             "",
-            f"printf '{octets}' | curl {url}/v1/tables/{last}/lookup "
-            "-H 'Content-Type: application/octet-stream' --data-binary @- -o - | od -A d -t f4 | head -4",
+            f"printf '{octets}' | {binary} | od -A d -t f4 | head -4",
             "",
         ]
     )
