@@ -23,7 +23,7 @@ from embstore.errors import VerificationFailed
 
 LINE = 64
 MAX_HEADER = 16 << 20
-DTYPES = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "I64": np.dtype("<i8"),
@@ -52,7 +52,7 @@ def write_arrays(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
     file.write(text)
     for _, array in ordered:
         if array.nbytes:
-            file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+            file.write(np.ascontiguousarray(array).data.cast("B"))
 
 
 def map_file(path: Path) -> memoryview:
@@ -82,13 +82,17 @@ def read_arrays(data: memoryview, source: str) -> dict[str, NDArray[Any]]:
         header = json.loads(bytes(data[8:start]))
         entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
         return {name: _view(data, start, entry) for name, entry in entries}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise bad(str(error)) from error
 
 
 def _view(data: memoryview, start: int, entry: Mapping[str, Any]) -> NDArray[Any]:
-    dtype, shape = DTYPES[entry["dtype"]], [int(size) for size in entry["shape"]]
-    low, high = (int(offset) for offset in entry["data_offsets"])
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"dtype {entry['dtype']!r}; this release reads {', '.join(DTYPES)}")
+    dtype = DTYPES[entry["dtype"]]
+    shape, (low, high) = list(entry["shape"]), entry["data_offsets"]
+    if any(type(number) is not int for number in (*shape, low, high)):
+        raise ValueError(f"shape {shape} and offsets {low}..{high} must be whole numbers")
     count = int(np.prod(shape, dtype=object)) if shape else 1
     if not 0 <= low <= high <= len(data) - start or high - low != count * dtype.itemsize or min(shape, default=0) < 0:
         raise ValueError(f"offsets {low}..{high} do not hold shape {shape}")

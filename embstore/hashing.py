@@ -36,10 +36,10 @@ def seed_offset(seed: int) -> int:
 
 def mix64(keys: NDArray[np.int64], seed: int = 0) -> NDArray[np.int64]:
     """Hash int64 keys of any shape; returns int64 of that shape."""
-    z = keys.astype(np.int64).view(np.uint64) + np.uint64(((seed + 1) * GAMMA) & MASK64)
+    z = keys.astype(np.int64).reshape(-1).view(np.uint64) + np.uint64(((seed + 1) * GAMMA) & MASK64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(MUL1)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(MUL2)
-    return (z ^ (z >> np.uint64(31))).view(np.int64)
+    return (z ^ (z >> np.uint64(31))).view(np.int64).reshape(keys.shape)
 
 
 def bucket(keys: NDArray[np.int64], num_buckets: int, seed: int = 0) -> NDArray[np.int64]:

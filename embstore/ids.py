@@ -89,14 +89,17 @@ class Vocabulary(IdSpace):
 
     @staticmethod
     def from_keys(keys: Keys) -> Vocabulary:
-        """The vocabulary in which `keys[i]` is row i: int64 or string, by the keys. DataError on duplicates."""
-        array = np.asarray(keys)
-        if array.dtype.kind in "iu":
-            return Int64Vocabulary.build(as_int64(array))
-        listed: list[Any] = array.tolist() if isinstance(keys, np.ndarray) else list(keys)
-        if not all(isinstance(key, str) for key in listed):
-            raise DataError(f"vocabulary keys must be all integers or all strings, got {array.dtype}")
-        return StringVocabulary.build(listed)
+        """The vocabulary in which `keys[i]` is row i: int64 or string, by the keys.
+
+        DataError on duplicates, and on keys that are neither all 64-bit integers nor all strings.
+        """
+        listed: Any = keys.tolist() if isinstance(keys, np.ndarray) and keys.dtype.kind not in "iu" else keys
+        if not isinstance(listed, str | np.ndarray) and all(isinstance(key, str) for key in listed):
+            return StringVocabulary.build(listed)
+        try:
+            return Int64Vocabulary.build(as_int64(listed))
+        except TypeError as error:
+            raise DataError(f"vocabulary keys must be all integers or all strings: {error}") from error
 
     @classmethod
     def _empty_slots(cls, num_keys: int) -> NDArray[np.int32]:
@@ -210,7 +213,10 @@ class StringVocabulary(Vocabulary):
 
 def as_int64(keys: Keys) -> Int64s:
     """Integer ids as a contiguous int64 [B]; TypeError names what came instead."""
-    array = np.asarray(keys)
+    try:
+        array = np.asarray(keys)
+    except ValueError as error:  # lists of different lengths
+        raise TypeError(f"ids must be one-dimensional: {error}") from error
     if array.size == 0 and not isinstance(keys, np.ndarray):
         array = array.astype(np.int64)
     if array.dtype == np.int64 and array.ndim == 1 and array.flags.c_contiguous:
@@ -226,6 +232,8 @@ def as_int64(keys: Keys) -> Int64s:
 
 def _pack(keys: Keys) -> tuple[NDArray[np.uint8], Int64s]:
     """Strings as UTF-8 bytes and offsets; TypeError names what came instead."""
+    if isinstance(keys, str):
+        raise TypeError("ids must be a sequence of strings, got one string")
     try:
         encoded = [key.encode("utf-8", "surrogatepass") for key in keys]  # type: ignore[union-attr]
     except AttributeError:

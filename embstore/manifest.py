@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from embstore.errors import VerificationFailed
 
 FORMAT_VERSION = 1
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +66,14 @@ class Manifest:
         """Parse strictly; VerificationFailed names `source` and what is wrong with it."""
         try:
             raw = json.loads(data)
-            if raw["format_version"] != FORMAT_VERSION:
+            if type(raw["format_version"]) is not int or raw["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"format version {raw['format_version']!r}; this release reads up to {FORMAT_VERSION}")
+            if not isinstance(raw["files"], list):
+                raise ValueError("files is not a list")
             files = [FileEntry(**entry) for entry in raw.pop("files")]
             manifest = cls(files=files, golden=Golden(**raw.pop("golden")), **raw)
             _check(manifest)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise VerificationFailed(f"{source}: not a valid manifest: {error}") from error
         return manifest
 
@@ -93,10 +97,19 @@ _TYPES: Mapping[str, type] = {
 def _check(manifest: Manifest) -> None:
     for name, kind in _TYPES.items():
         value = getattr(manifest, name)
-        if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 1)):
+        if not isinstance(value, kind) or (isinstance(value, int) and (isinstance(value, bool) or value < 1)):
             raise ValueError(f"{name} is {value!r}, not {'a positive int' if kind is int else kind.__name__}")
+    if not manifest.golden.ids or not isinstance(manifest.golden.sha256, str):
+        raise ValueError("golden is not a list of ids and a digest")
+    for name, keys in (("golden ids", manifest.golden.ids), ("hot_ids", manifest.hot_ids)):
+        if not isinstance(keys, list) or {type(key) for key in keys} not in ({int}, {str}, set()):
+            raise ValueError(f"{name} are neither integers nor strings")
     for entry in manifest.files:
-        if "/" in entry.name or entry.name.startswith("."):
+        if type(entry.num_bytes) is not int or not isinstance(entry.sha256, str):
+            raise ValueError(f"file {entry.name!r} has no size and digest")
+        if not _FILE_NAME.fullmatch(entry.name):
             raise ValueError(f"file name {entry.name!r} leaves the version's folder")
+    if manifest.parent is not None and (type(manifest.parent) is not int or manifest.parent < 1):
+        raise ValueError(f"parent is {manifest.parent!r}, not a version")
     if manifest.dtype != "float32":
         raise ValueError(f"dtype {manifest.dtype!r}; this release reads float32")

@@ -118,7 +118,7 @@ class Table:
 
     def _missing_error(self, keys: Keys, found_B: NDArray[np.bool_]) -> IdOutOfRange:
         at = np.flatnonzero(~found_B)
-        shown = ", ".join(repr(keys[i]) if isinstance(keys[i], str) else str(keys[i]) for i in at[:5])
+        shown = ", ".join(repr(str(keys[i])) if isinstance(keys[i], str) else str(keys[i]) for i in at[:5])
         more = f" and {len(at) - 5:,} more" if len(at) > 5 else ""
         where = f"[0, {self.ids.num_ids})" if self.ids.kind == "dense" else "its vocabulary"
         return IdOutOfRange(
@@ -129,7 +129,7 @@ class Table:
         if self.device == "cpu":
             self.scheme.lookup(self.config, self.tensors, rows_B, vectors_BD)
         else:
-            rows = torch.from_numpy(rows_B).to(self.device)
+            rows = torch.tensor(rows_B, device=self.device)  # a copy: ids of a request may be read-only
             out = torch.from_numpy(vectors_BD).to(self.device)
             self.scheme.lookup(self.config, self.tensors, rows, out)
             torch.from_numpy(vectors_BD).copy_(out)

@@ -27,21 +27,29 @@ def read_vectors(path: Path) -> tuple[NDArray[Any], NDArray[np.int64] | list[str
         raise DataError(f"{path}: vectors come as {', '.join(SUFFIXES)}")
     if path.suffix == ".parquet":
         return _read_parquet(path)
-    try:
-        if path.suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            from embstore.arrays import map_file, read_arrays
-
-            arrays = read_arrays(map_file(path), str(path))
-            if len(arrays) != 1:
-                raise DataError(f"{path}: expected one array of vectors, found {', '.join(arrays) or 'none'}")
-            array = next(iter(arrays.values()))
-    except (ValueError, OSError, VerificationFailed) as error:
-        raise DataError(f"{path}: {error}") from error
+    array = _read_npy(path) if path.suffix == ".npy" else _read_safetensors(path)
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise DataError(f"{path}: vectors are numbers of shape [ids, dims], got {array.dtype} {list(array.shape)}")
     return array, None
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # the header is Python text: damaged, it fails as a dozen different types
+        raise DataError(f"{path}: {error}") from error
+
+
+def _read_safetensors(path: Path) -> NDArray[Any]:
+    from embstore.arrays import map_file, read_arrays
+
+    try:
+        arrays = read_arrays(map_file(path), str(path))
+    except (OSError, VerificationFailed) as error:
+        raise DataError(f"{path}: {error}") from error
+    if len(arrays) != 1:
+        raise DataError(f"{path}: expected one array of vectors, found {', '.join(arrays) or 'none'}")
+    return next(iter(arrays.values()))
 
 
 def _read_parquet(path: Path) -> tuple[NDArray[Any], NDArray[np.int64] | list[str]]:
@@ -58,11 +66,16 @@ def _read_parquet(path: Path) -> tuple[NDArray[Any], NDArray[np.int64] | list[st
     ids, vectors = frame[keys[0]], frame[lists[0]]
     if frame.height == 0 or ids.null_count() or vectors.null_count():
         raise DataError(f"{path}: {'no rows' if frame.height == 0 else 'ids and vectors must not be null'}")
-    widths = (vectors.list.len() if isinstance(vectors.dtype, pl.List) else pl.Series([vectors.dtype.size])).unique()
+    widths = (pl.Series([vectors.dtype.size]) if isinstance(vectors.dtype, pl.Array) else vectors.list.len()).unique()
     if len(widths) != 1 or not widths[0]:
         raise DataError(f"{path}: vectors in {lists[0]!r} have different lengths")
     flat = vectors.explode()
     if flat.null_count() or not flat.dtype.is_numeric():
         raise DataError(f"{path}: vectors in {lists[0]!r} must be numbers without nulls")
     array = flat.cast(pl.Float32).to_numpy().reshape(frame.height, int(widths[0]))
-    return array, ids.to_list() if ids.dtype == pl.String else ids.cast(pl.Int64).to_numpy()
+    if ids.dtype == pl.String:
+        return array, ids.to_list()
+    try:
+        return array, ids.cast(pl.Int64).to_numpy()
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{path}: ids in {keys[0]!r} must fit a signed 64-bit integer") from error

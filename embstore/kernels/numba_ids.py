@@ -109,7 +109,7 @@ def find_int64(keys, slots, wanted, rows):
 def _same(data_a, start_a, stop_a, data_b, start_b, stop_b):
     if stop_a - start_a != stop_b - start_b:
         return False
-    for k in range(stop_a - start_a):
+    for k in range(stop_a - start_a):  # noqa: SIM110  numba compiles loops, not generators
         if data_a[start_a + k] != data_b[start_b + k]:
             return False
     return True

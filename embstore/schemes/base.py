@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError, IdOutOfRange
 from embstore.kernels import Array
 
+MAX_IDS = (1 << 63) - 1
+
 Tensors = Mapping[str, Array]
 """A scheme's state by name: numpy arrays (CPU) or torch tensors (any device), all of one kind."""
 
@@ -35,8 +37,8 @@ class SchemeConfig:
     embedding_dim: int
 
     def __post_init__(self) -> None:
-        for name in ("num_embeddings", "embedding_dim"):
-            self.require(name, at_least=1)
+        self.require("num_embeddings", at_least=1, at_most=MAX_IDS)
+        self.require("embedding_dim", at_least=1)
 
     def require(self, name: str, *, at_least: int, at_most: int | None = None) -> None:
         """ConfigError unless field `name` is an int within the bounds, both inclusive."""
@@ -78,10 +80,10 @@ class Scheme(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors of ids of any shape: `(*ids.shape, embedding_dim)`; raises IdOutOfRange before it reads a row."""
         self.check(ids)
-        return self.compose(ids)
+        return self.compose(ids.long())  # arithmetic on ids in uint8 would wrap
 
     def compose(self, ids: Tensor) -> Tensor:
-        """The scheme's formula, differentiable; ids are in range."""
+        """The scheme's formula, differentiable; ids are int64 and in range."""
         raise NotImplementedError
 
     @staticmethod
@@ -114,7 +116,7 @@ class Scheme(nn.Module):
             raise TypeError(f"ids must be an integer tensor, got {ids.dtype}")
         if ids.numel() == 0:
             return
-        low, high = (int(bound) for bound in ids.aminmax())
+        low, high = (int(bound) for bound in ids.long().aminmax())
         if low < 0 or high >= self.num_embeddings:
             bad = low if low < 0 else high
             raise IdOutOfRange(f"id {bad} is outside [0, {self.num_embeddings})", id=bad)
@@ -146,7 +148,7 @@ def target_std(embedding_dim: int, init_std: float | None) -> float:
 
 def buckets_in(num_bytes: int, row_bytes: int, least_bytes: int, scheme: str) -> int:
     """How many rows fit a budget once `least_bytes` are spent; ConfigError when not even one does."""
-    num_buckets = (num_bytes - least_bytes) // row_bytes
+    num_buckets = (num_bytes - least_bytes) // max(1, row_bytes)  # a width below 1 is for the config to refuse
     if num_buckets < 1:
         raise ConfigError(
             f"{scheme} cannot be stored in {num_bytes:,} bytes here: the least is {least_bytes + row_bytes:,}"

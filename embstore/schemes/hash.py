@@ -63,7 +63,7 @@ class Hash(Scheme):
     def compose(self, ids: Tensor) -> Tensor:
         """e = T[h(x)]."""
         m, seed = self.config.num_buckets, self.config.seed
-        return self.rows(self.weight, ids % m if seed is None else bucket_torch(ids.long(), m, seed))
+        return self.rows(self.weight, ids % m if seed is None else bucket_torch(ids, m, seed))
 
     @staticmethod
     def lookup(config: HashConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
@@ -83,5 +83,5 @@ class Hash(Scheme):
         """As many buckets as the budget holds, but never more than there are ids."""
         if "num_buckets" in options:
             raise ConfigError("give either a budget or num_buckets, not both")
-        num_buckets = min(buckets_in(num_bytes, 4 * embedding_dim, 0, cls.name), num_embeddings)
+        num_buckets = min(buckets_in(num_bytes, 4 * embedding_dim, 0, cls.name), num_embeddings, MAX_BUCKETS)
         return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, **options)

@@ -4,7 +4,8 @@ One row per bucket, shared, and one trained weight per id (`bias`: and one train
 so ids that share a bucket still differ. With ids numbered by falling frequency the m most frequent own their row.
 
 Stored: `shared` float32 [m, D] and `scale` float32 [n, 1] (4 m D + 4 n bytes), or with bias `scale_bias` float32
-[n, 2], kept side by side so that they cost one cache line (4 m D + 8 n bytes). The ratio cannot pass D (D / 2 with bias).
+[n, 2], kept side by side so that they cost one cache line (4 m D + 8 n bytes). The ratio cannot pass D (D / 2 with
+bias).
 Lookup: 4 D + 4 (8) bytes read, D multiplications (and D additions), one modulo.
 
 Starts as the hashing trick: V = 1, W = 0. Do not normalise the vectors afterwards: that erases V's size.

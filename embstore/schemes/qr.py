@@ -120,21 +120,24 @@ class QR(Scheme):
         if "num_buckets" in options:
             raise ConfigError("give either a budget or num_buckets, not both")
 
-        def size(num_buckets: int) -> int:
-            config = QRConfig(
-                num_embeddings=num_embeddings, embedding_dim=embedding_dim, num_buckets=num_buckets, op=op
-            )
-            return sum(4 * rows * width for rows, width in cls.shapes(config).values())
+        n = num_embeddings
+        width_q, width_r = QRConfig(num_embeddings=n, embedding_dim=embedding_dim, num_buckets=1, op=op).widths
 
-        low = max(1, isqrt(num_embeddings))
-        if size(low) > num_bytes:
-            low = min(range(max(1, low - 2), low + 3), key=size)
-        if size(low) > num_bytes:
+        def size(num_buckets: int) -> int:
+            return 4 * (width_r * num_buckets + width_q * -(-n // num_buckets))
+
+        # Both tables take 4 (w_r m + w_q n / m) bytes, up to 4 w_q more where the division is not exact. So the least
+        # lies within about n^(1/4) of m = sqrt(n w_q / w_r), and the largest m that fits at or below the upper root
+        # of w_r m + w_q n / m = num_bytes / 4.
+        middle = isqrt(n * width_q // width_r)
+        reach = isqrt(middle) + 3
+        least = min(range(max(1, middle - reach), middle + reach + 1), key=size)
+        if size(least) > num_bytes:
             raise ConfigError(
-                f"qr cannot be stored in {num_bytes:,} bytes here: the least is {size(low):,} (m = {low:,})"
+                f"qr cannot be stored in {num_bytes:,} bytes here: the least is {size(least):,} (m = {least:,})"
             )
-        high = num_embeddings
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if size(middle) <= num_bytes else (low, middle - 1)
-        return cls(num_embeddings, embedding_dim, num_buckets=low, op=op, **options)
+        floats = int(num_bytes // 4)
+        num_buckets = min(n, (floats + isqrt(floats**2 - 4 * width_r * width_q * n)) // (2 * width_r))
+        while size(num_buckets) > num_bytes:
+            num_buckets -= 1
+        return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, op=op, **options)

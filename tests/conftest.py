@@ -1,0 +1,45 @@
+"""What every test shares: repeatable examples, a fixed seed, the devices there are."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
+from hypothesis import settings
+
+SEED = 20260731
+
+settings.register_profile("embstore", derandomize=True, deadline=None)
+settings.load_profile("embstore")
+
+
+def pytest_report_header() -> str:
+    """The versions that numbers depend on."""
+
+    def found(name: str) -> str:
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            return f"{name} not installed"
+
+    return ", ".join(found(name) for name in ("torch", "numba", "numpy", "triton"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Modules built by a test start with the same numbers in every run, alone or with others."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(SEED)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device in turn; those this machine lacks are skipped, saying so."""
+    name: str = request.param
+    if name != "cpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("torch finds no CUDA device here")
+    return name
