@@ -10,12 +10,11 @@ Arithmetic is the reference's, operation by operation (no fused multiply-add), s
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import njit, types
 
 from embstore.hashing import MUL1, MUL2, seed_offset
+from embstore.kernels.compiled import compiled
 from embstore.kernels.prefetch import LINE_FLOATS, prefetch
 
 AHEAD = 8
@@ -23,7 +22,6 @@ AHEAD = 8
 TABLE = types.Array(types.float32, 2, "C", readonly=True)
 IDS = types.Array(types.int64, 1, "C", readonly=True, aligned=False)
 OUT = types.Array(types.float32, 2, "C")
-OPTIONS: Any = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
 @njit(inline="always")
@@ -46,7 +44,7 @@ def _fetch(table, row):
         prefetch(table, row, column)
 
 
-@njit([types.void(TABLE, IDS, OUT)], **OPTIONS)
+@compiled(types.void(TABLE, IDS, OUT))
 def gather(weight, ids, out):
     """out = weight[ids]."""
     num_ids, width = ids.shape[0], weight.shape[1]
@@ -62,7 +60,7 @@ def gather(weight, ids, out):
                 out[i, d] = weight[row, d]
 
 
-@njit([types.void(TABLE, IDS, OUT)], **OPTIONS)
+@compiled(types.void(TABLE, IDS, OUT))
 def gather_mod(weight, ids, out):
     """out = weight[ids mod M]."""
     num_ids, num_rows, width = ids.shape[0], weight.shape[0], weight.shape[1]
@@ -79,7 +77,7 @@ def gather_mod(weight, ids, out):
             _fetch(weight, ring[slot])
 
 
-@njit([types.void(TABLE, IDS, types.int64, OUT)], **OPTIONS)
+@compiled(types.void(TABLE, IDS, types.int64, OUT))
 def _gather_hash(weight, ids, offset, out):
     num_ids, num_rows, width = ids.shape[0], weight.shape[0], weight.shape[1]
     ring = np.empty(AHEAD, np.int64)
@@ -100,7 +98,7 @@ def gather_hash(weight, ids, seed, out):
     _gather_hash(weight, ids, seed_offset(seed), out)
 
 
-@njit([types.void(TABLE, TABLE, IDS, OUT)], **OPTIONS)
+@compiled(types.void(TABLE, TABLE, IDS, OUT))
 def gather_pair_mul(quotient, remainder, ids, out):
     """out = quotient[ids // R] * remainder[ids mod R]."""
     num_ids, num_remainders, width = ids.shape[0], remainder.shape[0], remainder.shape[1]
@@ -120,7 +118,7 @@ def gather_pair_mul(quotient, remainder, ids, out):
             _fetch(remainder, r)
 
 
-@njit([types.void(TABLE, TABLE, IDS, OUT)], **OPTIONS)
+@compiled(types.void(TABLE, TABLE, IDS, OUT))
 def gather_pair_add(quotient, remainder, ids, out):
     """out = quotient[ids // R] + remainder[ids mod R]."""
     num_ids, num_remainders, width = ids.shape[0], remainder.shape[0], remainder.shape[1]
@@ -140,7 +138,7 @@ def gather_pair_add(quotient, remainder, ids, out):
             _fetch(remainder, r)
 
 
-@njit([types.void(TABLE, TABLE, IDS, OUT)], **OPTIONS)
+@compiled(types.void(TABLE, TABLE, IDS, OUT))
 def gather_pair_concat(quotient, remainder, ids, out):
     """out = [quotient[ids // R], remainder[ids mod R]]."""
     num_ids, num_remainders = ids.shape[0], remainder.shape[0]
@@ -163,7 +161,7 @@ def gather_pair_concat(quotient, remainder, ids, out):
             _fetch(remainder, r)
 
 
-@njit([types.void(TABLE, TABLE, IDS, OUT)], **OPTIONS)
+@compiled(types.void(TABLE, TABLE, IDS, OUT))
 def gather_scaled(shared, scale, ids, out):
     """out = shared[ids mod M] * scale[ids, 0]."""
     num_ids, num_rows, width = ids.shape[0], shared.shape[0], shared.shape[1]
@@ -181,7 +179,7 @@ def gather_scaled(shared, scale, ids, out):
             _fetch(shared, ring[slot])
 
 
-@njit([types.void(TABLE, TABLE, IDS, OUT)], **OPTIONS)
+@compiled(types.void(TABLE, TABLE, IDS, OUT))
 def gather_scaled_biased(shared, scale_bias, ids, out):
     """out = shared[ids mod M] * scale_bias[ids, 0] + scale_bias[ids, 1]."""
     num_ids, num_rows, width = ids.shape[0], shared.shape[0], shared.shape[1]
@@ -199,7 +197,7 @@ def gather_scaled_biased(shared, scale_bias, ids, out):
             _fetch(shared, ring[slot])
 
 
-@njit([types.boolean(types.Array(types.uint32, 1, "C", readonly=True, aligned=False))], **OPTIONS)
+@compiled(types.boolean(types.Array(types.uint32, 1, "C", readonly=True, aligned=False)))
 def all_finite(bits):
     """Whether float32 values, given as their bits, hold no NaN and no infinity."""
     worst = np.uint32(0)

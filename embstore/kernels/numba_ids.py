@@ -13,7 +13,8 @@ import numpy as np
 from numba import njit, types
 
 from embstore.hashing import MUL1, MUL2, seed_offset
-from embstore.kernels.numba_cpu import IDS, OPTIONS
+from embstore.kernels.compiled import compiled
+from embstore.kernels.numba_cpu import IDS
 from embstore.kernels.prefetch import prefetch
 
 SLOTS = types.Array(types.int32, 2, "C", readonly=True)
@@ -54,7 +55,7 @@ def _hash_bytes(data, start, stop):
     return hashed
 
 
-@njit([types.int64(IDS, types.int64)], **OPTIONS)
+@compiled(types.int64(IDS, types.int64))
 def count_outside(ids, num_ids):
     """How many ids are not in `[0, num_ids)`."""
     outside = 0
@@ -63,7 +64,7 @@ def count_outside(ids, num_ids):
     return outside
 
 
-@njit([types.void(IDS, SLOTS_OUT, types.Array(types.int64, 1, "C"))], **OPTIONS)
+@compiled(types.void(IDS, SLOTS_OUT, types.Array(types.int64, 1, "C")))
 def fill_int64(keys, slots, duplicate):
     """Insert keys in row order; `duplicate[0]` becomes the row of the first key that was there before, else -1."""
     capacity = slots.shape[0]
@@ -78,7 +79,7 @@ def fill_int64(keys, slots, duplicate):
         slots[at, 0] = row
 
 
-@njit([types.int64(IDS, SLOTS, IDS, ROWS_OUT)], **OPTIONS)
+@compiled(types.int64(IDS, SLOTS, IDS, ROWS_OUT))
 def find_int64(keys, slots, wanted, rows):
     """rows[i] = row of wanted[i], or -1; returns how many are missing."""
     capacity, num_wanted, missing = slots.shape[0], wanted.shape[0], 0
@@ -115,10 +116,7 @@ def _same(data_a, start_a, stop_a, data_b, start_b, stop_b):
     return True
 
 
-@njit(
-    [types.void(BYTES, OFFSETS_32, SLOTS_OUT, ROWS_OUT), types.void(BYTES, OFFSETS, SLOTS_OUT, ROWS_OUT)],
-    **OPTIONS,
-)
+@compiled(types.void(BYTES, OFFSETS_32, SLOTS_OUT, ROWS_OUT), types.void(BYTES, OFFSETS, SLOTS_OUT, ROWS_OUT))
 def fill_string(data, offsets, slots, duplicate):
     """Insert string keys in row order; `duplicate[0]` as in fill_int64."""
     capacity = slots.shape[0]
@@ -135,12 +133,9 @@ def fill_string(data, offsets, slots, duplicate):
         slots[at, 0] = row
 
 
-@njit(
-    [
-        types.int64(BYTES, OFFSETS_32, SLOTS, BYTES, OFFSETS, ROWS_OUT),
-        types.int64(BYTES, OFFSETS, SLOTS, BYTES, OFFSETS, ROWS_OUT),
-    ],
-    **OPTIONS,
+@compiled(
+    types.int64(BYTES, OFFSETS_32, SLOTS, BYTES, OFFSETS, ROWS_OUT),
+    types.int64(BYTES, OFFSETS, SLOTS, BYTES, OFFSETS, ROWS_OUT),
 )
 def find_string(data, offsets, slots, wanted, wanted_offsets, rows):
     """rows[i] = row of the i-th wanted string, or -1; returns how many are missing."""
@@ -162,7 +157,7 @@ def find_string(data, offsets, slots, wanted, wanted_offsets, rows):
     return missing
 
 
-@njit([types.void(BYTES, OFFSETS, ROWS_OUT)], **OPTIONS)
+@compiled(types.void(BYTES, OFFSETS, ROWS_OUT))
 def hash_strings(data, offsets, hashes):
     """hashes[i] = the 64-bit hash of the i-th string."""
     for i in range(offsets.shape[0] - 1):
