@@ -36,11 +36,9 @@ VersionOption = Annotated[str, typer.Option("--version", help="A version number 
 def main() -> None:
     """Run a command; errors of ours become one readable line and their exit code."""
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False) or 0)
     except EmbstoreError as error:
         fail(str(error), exit_code(error))
-    except typer.Exit as stopped:
-        sys.exit(stopped.exit_code)
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:

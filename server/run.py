@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import socket
 import sys
 
 import structlog
 
+from embstore.errors import EmbstoreError
 from server.preread import Preread
 from server.settings import Settings
 
@@ -19,9 +21,10 @@ log = structlog.get_logger()
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal; returns the exit code."""
+    """Serve until a signal; returns the exit code. EmbstoreError when the address cannot be listened on."""
     configure_logging(settings.log_level)
     log.info("starting", store=str(settings.store))
+    listener = bind(settings.host, settings.port)
     preread = Preread(settings.store)
     import uvicorn
     from prometheus_client import disable_created_metrics
@@ -32,8 +35,6 @@ def serve(settings: Settings) -> int:
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a start time beside every counter says nothing
     config = uvicorn.Config(
         create_app(settings, preread),
-        host=settings.host,
-        port=settings.port,
         loop="uvloop",
         http="httptools",
         ws="none",
@@ -47,12 +48,21 @@ def serve(settings: Settings) -> int:
     )
     gc.collect()
     gc.freeze()
-    try:
-        DrainingServer(config, drain_seconds=settings.drain_seconds).run()
-    except SystemExit as stopped:  # uvicorn could not listen, or start-up failed; it has said why
-        return int(stopped.code or 0) or 1
+    DrainingServer(config, drain_seconds=settings.drain_seconds).run(sockets=[listener])
     log.info("stopped")
     return 0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket on the address, before anything is loaded for it; EmbstoreError says why there is none."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise EmbstoreError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+    return listener
 
 
 def configure_logging(level: str) -> None:
