@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -16,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from embstore.errors import ConfigError, DataError, LabelNotFound, NotFound
+from embstore.errors import ConfigError, DataError, NotFound, VerificationFailed
 from embstore.ids import Dense, IdSpace, Keys, Vocabulary
 from embstore.manifest import Golden, Manifest
 from embstore.schemes import scheme_class
 from embstore.schemes.base import Scheme, SchemeConfig
-from embstore.store import LATEST, FileStore, Release, StagedVersion, check_name, now
+from embstore.store import LATEST, FileStore, Release, StagedVersion, StoredVersion, check_label, check_name, now
 from embstore.table import DEFAULT_VECTOR, Table, check_finite, check_golden, digest, make_table
 from embstore.vectors import read_vectors
 
@@ -36,7 +37,8 @@ class Publication:
     source: a scheme module, an `nn.Embedding`, an array or tensor [N, D], or a state dict (then `scheme` and
     `parameters` say what it is; a single 2-d array is taken for `full`).
     ids: an IdSpace, or the keys in row order; None: ids are 0 .. N - 1.
-    hot_ids: the most requested keys, hottest first. metrics: figures to keep with the version.
+    hot_ids: the most requested keys, hottest first.
+    metrics: figures to keep with the version: JSON values, numpy's numbers and arrays too; NaN and infinity are not.
     default_vector: float [D] for on_missing=default; None: the mean of the table's vectors.
     """
 
@@ -44,7 +46,7 @@ class Publication:
     ids: IdSpace | Keys | None = None
     hot_ids: Sequence[int] | Sequence[str] | NDArray[Any] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    default_vector: NDArray[Any] | None = None
+    default_vector: Any = None
     scheme: str | None = None
     parameters: Mapping[str, Any] | None = None
 
@@ -57,15 +59,18 @@ class Store(FileStore):
 
         `source` and `options` are the fields of Publication; a path is read as a file of vectors. Raises
         VerificationFailed on NaN or infinity, DataError or ConfigError on what cannot be a table, StoreError when the
-        disk refuses. After an error nothing is published.
+        disk refuses. After an error no label has moved; a disk that fails while the label is moved, the last step,
+        leaves a complete version without one.
         """
         if isinstance(source, str | os.PathLike):
             vectors_ND, keys = read_vectors(Path(source))
             source, options = vectors_ND, {"ids": keys, **options}
-        with self._stage(table, Publication(source, **options)) as staged:
-            version = staged.commit()
         if label is not None:
-            self.set_label(table, label, version)
+            check_label(label)
+        with self._stage(table, Publication(source, **options)) as staged, self.turn():
+            version = staged.commit()
+            if label is not None:
+                self.set_label(table, label, version)
         return version
 
     def publish_release(self, tables: Mapping[str, Publication], *, label: str | None = LATEST) -> Release:
@@ -75,13 +80,16 @@ class Store(FileStore):
         """
         if not tables:
             raise ConfigError("a release needs at least one table")
+        if label is not None:
+            check_label(label)
         with ExitStack() as stack:
             staged = {name: stack.enter_context(self._stage(name, tables[name])) for name in tables}
+            stack.enter_context(self.turn())
             versions = {name: version.commit() for name, version in staged.items()}
-        release = self.write_release(versions)
-        if label is not None:
-            for name, version in versions.items():
-                self.set_label(name, label, version, release=release.id)
+            release = self.write_release(versions)
+            if label is not None:
+                for name, version in versions.items():
+                    self.set_label(name, label, version, release=release.id)
         return release
 
     def load(self, table: str, version: int | str = LATEST, *, device: str = "cpu", verify: bool = True) -> Table:
@@ -91,16 +99,23 @@ class Store(FileStore):
         """
         stored = self.read_version(table, self.resolve(table, version), verify=verify)
         if verify:
-            check_finite(stored.arrays, f"table {table!r} version {stored.manifest.version}")
-        loaded = make_table(stored.manifest, stored.arrays, device)
-        if verify:
-            check_golden(loaded)
-        return loaded
+            return self.verified_table(stored, device=device)
+        return make_table(stored.manifest, stored.arrays, device)
+
+    @staticmethod
+    def verified_table(stored: StoredVersion, *, device: str = "cpu") -> Table:
+        """The table of a version whose digests were checked, once its numbers and golden ids are checked too."""
+        manifest = stored.manifest
+        check_finite(stored.arrays, f"table {manifest.table!r} version {manifest.version}")
+        table = make_table(manifest, stored.arrays, device)
+        check_golden(table)
+        return table
 
     def _stage(self, name: str, publication: Publication) -> StagedVersion:
         """Check, describe and write one version; it is not visible before its `commit`."""
         check_name("table", name)
         scheme, config, tensors = _tensors(publication)
+        _check_shapes(scheme, config, tensors)
         check_finite(tensors, f"table {name!r}")
         ids = _id_space(publication.ids, config.num_embeddings)
         draft = Table(name, 0, scheme, config, tensors, ids, np.zeros(config.embedding_dim, np.float32))
@@ -121,7 +136,7 @@ class Store(FileStore):
             created=now(),
             hot_ids=_hot_ids(publication.hot_ids, ids),
             parent=self._parent(name),
-            metrics=dict(publication.metrics),
+            metrics={str(key): _plain(value, f"metrics[{key!r}]") for key, value in publication.metrics.items()},
         )
         arrays = tensors | ids.arrays() | {DEFAULT_VECTOR: default_D}
         make_table(replace(manifest), arrays)  # what a reader will check, checked before anything is written
@@ -130,7 +145,7 @@ class Store(FileStore):
     def _parent(self, table: str) -> int | None:
         try:
             return self.resolve(table, LATEST)
-        except (LabelNotFound, NotFound):
+        except (NotFound, VerificationFailed):  # a damaged label is about to be replaced
             return None
 
 
@@ -156,8 +171,9 @@ def _tensors(publication: Publication) -> tuple[type[Scheme], SchemeConfig, dict
         arrays = {"weight": next(iter(arrays.values()))}
         if arrays["weight"].ndim != 2 or 0 in arrays["weight"].shape:
             raise DataError(f"a table of vectors has shape [ids, dims], got {list(arrays['weight'].shape)}")
-        rows, dim = arrays["weight"].shape
-        return scheme, SchemeConfig(num_embeddings=rows, embedding_dim=dim), arrays
+        if publication.parameters is None:
+            rows, dim = arrays["weight"].shape
+            return scheme, SchemeConfig(num_embeddings=rows, embedding_dim=dim), arrays
     if publication.scheme is None or publication.parameters is None:
         raise ConfigError("a state dict needs scheme and parameters (with num_embeddings and embedding_dim)")
     try:
@@ -167,13 +183,30 @@ def _tensors(publication: Publication) -> tuple[type[Scheme], SchemeConfig, dict
 
 
 def _arrays(source: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    def one(name: str, value: Any) -> NDArray[Any]:
-        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-        if array.dtype.kind not in "fiu":
-            raise DataError(f"array {name!r} holds {array.dtype}, vectors are numbers")
-        return np.ascontiguousarray(array, np.float32)
+    return {name: _float32(value, f"array {name!r}") for name, value in source.items()}
 
-    return {name: one(name, value) for name, value in source.items()}
+
+def _float32(value: Any, what: str) -> NDArray[np.float32]:
+    """Numbers of any kind, from numpy, torch or lists, as float32; too large ones become infinity."""
+    try:
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu()
+            value = value.float().numpy() if value.is_floating_point() else value.numpy()  # numpy has no bfloat16
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what}: {error}") from error
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"{what} holds {array.dtype}, vectors are numbers")
+    with np.errstate(over="ignore"):
+        return np.asarray(array, np.float32, order="C")
+
+
+def _check_shapes(scheme: type[Scheme], config: SchemeConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """DataError unless these are the scheme's arrays; kernels trust them and must not see others."""
+    wanted, given = scheme.shapes(config), {name: array.shape for name, array in tensors.items()}
+    if wanted != given:
+        shown = [", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) for shapes in (wanted, given)]
+        raise DataError(f"a {scheme.name} table of these parameters is made of {shown[0]}, got {shown[1] or 'nothing'}")
 
 
 def _id_space(ids: IdSpace | Keys | None, num_embeddings: int) -> IdSpace:
@@ -185,23 +218,52 @@ def _id_space(ids: IdSpace | Keys | None, num_embeddings: int) -> IdSpace:
     return space
 
 
-def _hot_ids(hot_ids: Any, ids: IdSpace) -> list[Any]:
-    listed: list[Any] = hot_ids.tolist() if isinstance(hot_ids, np.ndarray) else list(hot_ids)
-    if listed:
+def _hot_ids(hot_ids: Any, ids: IdSpace) -> list[int] | list[str]:
+    listed: list[Any] = hot_ids.tolist() if isinstance(hot_ids, np.ndarray | torch.Tensor) else list(hot_ids)
+    if not listed:
+        return []
+    try:
         rows, missing = ids.rows(listed)
-        if missing:
-            bad = listed[int(np.flatnonzero(rows < 0)[0])]
-            raise DataError(f"hot id {bad!r} is not among the table's ids")
-    return listed
+    except TypeError as error:
+        raise DataError(f"hot_ids: {error}") from error
+    if missing:
+        bad = listed[int(np.flatnonzero(rows < 0)[0])]
+        raise DataError(f"hot id {bad!r} is not among the table's ids")
+    return ids.keys(rows)
 
 
-def _default_vector(table: Table, given: NDArray[Any] | None) -> NDArray[np.float32]:
-    """The given vector, or the mean of the table's vectors (of 2**20 evenly spaced ones where there are more)."""
-    if given is not None:
-        vector = np.asarray(given, np.float32)
-        if vector.shape != (table.embedding_dim,) or not np.isfinite(vector).all():
-            raise DataError(f"default_vector must be {table.embedding_dim} finite numbers")
-        return np.ascontiguousarray(vector)
+def _plain(value: Any, what: str) -> Any:
+    """A metric as JSON has it; DataError names the one that JSON does not have."""
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{what}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{what}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{what} is {value}: metrics are finite, leave it out or give None")
+    if not (value is None or isinstance(value, bool | int | float | str)):
+        raise DataError(f"{what} is of type {type(value).__name__}: metrics are numbers, strings, lists and mappings")
+    return value
+
+
+def _default_vector(table: Table, given: Any) -> NDArray[np.float32]:
+    """The given vector, or the mean of the table's vectors (of 2**20 evenly spaced ones where there are more).
+
+    VerificationFailed when finite arrays compose to infinite vectors, which only shows here.
+    """
+    mean = _mean_vector(table)
+    if not np.isfinite(mean).all():
+        raise VerificationFailed(f"table {table.name!r}: vectors composed of its arrays hold NaN or infinity")
+    if given is None:
+        return mean
+    vector = _float32(given, "default_vector")
+    if vector.shape != (table.embedding_dim,) or not np.isfinite(vector).all():
+        raise DataError(f"default_vector must be {table.embedding_dim} finite numbers")
+    return vector
+
+
+def _mean_vector(table: Table) -> NDArray[np.float32]:
     num_ids = table.ids.num_ids
     rows = np.unique(np.linspace(0, num_ids - 1, min(num_ids, MAX_MEAN_ROWS)).astype(np.int64))
     total = np.zeros(table.embedding_dim, np.float64)
@@ -209,5 +271,6 @@ def _default_vector(table: Table, given: NDArray[Any] | None) -> NDArray[np.floa
         chunk = rows[start : start + (1 << 14)]
         out = np.empty((len(chunk), table.embedding_dim), np.float32)
         table.scheme.lookup(table.config, table.tensors, chunk, out)
-        total += out.sum(axis=0, dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # infinity less infinity; the caller looks
+            total += out.sum(axis=0, dtype=np.float64)
     return (total / len(rows)).astype(np.float32)

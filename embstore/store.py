@@ -5,8 +5,9 @@
            /releases/<id>.json
 
 A version is written into a hidden folder, synced file by file, the manifest last, and then renamed to its number:
-readers see all of it or nothing. Two publishers who want the same number cannot both rename to it; the second takes
-the next. A publisher holds a lock on its hidden folder, so what a killed one left behind is recognised and removed.
+readers see all of it or nothing. A publisher holds a lock on its hidden folder, so what a killed one left behind is
+recognised and removed. Numbers are given and labels moved in turns (a lock on the store's folder, held for moments),
+so both only grow; where that lock does not bind, two publishers still cannot both rename to one number.
 This file knows bytes, digests and names; it imports neither torch nor the schemes.
 """
 
@@ -21,7 +22,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +47,8 @@ LATEST = "latest"
 ARRAYS_FILE = "arrays.safetensors"
 MANIFEST_FILE = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+_OBJECT_STORAGE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a Path has already joined the two
 _STAGING = ".staging-"
 
 
@@ -85,6 +88,13 @@ def check_name(kind: str, name: str) -> str:
     return name
 
 
+def check_label(label: str) -> str:
+    """`label` if it can be a label's name, which no number can; ConfigError otherwise."""
+    if check_name("label", label).isdecimal():
+        raise ConfigError(f"a label cannot be a number, got {label!r}")
+    return label
+
+
 def now() -> str:
     """This moment in UTC, as manifests write it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -94,7 +104,7 @@ class FileStore:
     """A store in a folder of the local disk."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        if "://" in os.fspath(root):
+        if _OBJECT_STORAGE.match(os.fspath(root)):
             raise ConfigError(f"{os.fspath(root)!r}: object storage is not supported yet, give a folder")
         self.root = Path(root).expanduser()
 
@@ -102,33 +112,32 @@ class FileStore:
 
     def tables(self) -> list[str]:
         """Names of the tables that have at least one version."""
-        return [name for name in _names(self.root / "tables") if self.versions(name)]
+        folder = self.root / "tables"
+        names = [name for name in _names(folder) if _NAME.fullmatch(name) and (folder / name).is_dir()]
+        return [name for name in names if self.versions(name)]
 
     def versions(self, table: str) -> list[int]:
         """Numbers of the complete versions of a table, ascending; empty for an unknown table."""
         folder = self._versions(table)
-        numbers = [int(name) for name in _names(folder) if name.isdecimal()]
-        return sorted(n for n in numbers if (folder / str(n) / MANIFEST_FILE).is_file())
+        return [number for number in _numbers(folder) if (folder / str(number) / MANIFEST_FILE).is_file()]
 
     def labels(self, table: str) -> dict[str, Label]:
-        """Every label of a table."""
-        folder = self.root / "tables" / check_name("table", table) / "labels"
-        files = [name for name in _names(folder) if name.endswith(".json")]
-        return {name.removesuffix(".json"): self._label(folder / name) for name in files}
+        """Every label of a table. Labels that a release moves stay where they were until the last of them has moved."""
+        names = [name.removesuffix(".json") for name in _names(self._labels(table)) if name.endswith(".json")]
+        known = [name for name in names if _NAME.fullmatch(name)]
+        return {name: label for name in known if (label := self._settled(table, name))}
 
     def resolve(self, table: str, ref: int | str = LATEST) -> int:
         """The version a number or label means; VersionNotFound, LabelNotFound or TableNotFound otherwise."""
-        versions = self.versions(table)
-        if not versions:
-            raise TableNotFound(table)
-        if isinstance(ref, int) or ref.isdecimal():
+        versions = self._known(table)
+        if not isinstance(ref, str) or _NUMBER.fullmatch(ref):
             if int(ref) not in versions:
                 raise VersionNotFound(table, int(ref), f"; it has {_listed(versions)}")
             return int(ref)
-        labels = self.labels(table)
-        if ref not in labels:
-            raise LabelNotFound(table, ref, f"; it has {_listed(sorted(labels))}")
-        return labels[ref].version
+        label = self._settled(table, ref) if _NAME.fullmatch(ref) else None
+        if label is None:
+            raise LabelNotFound(table, ref, f"; it has {_listed(sorted(self.labels(table)))}")
+        return label.version
 
     def manifest(self, table: str, version: int) -> Manifest:
         """The manifest of a version; VersionNotFound, or VerificationFailed when it cannot be trusted."""
@@ -166,15 +175,14 @@ class FileStore:
 
     def releases(self) -> list[Release]:
         """Every release, oldest first."""
-        names = [name.removesuffix(".json") for name in _names(self.root / "releases") if name.endswith(".json")]
-        return [self.release(name) for name in sorted((n for n in names if n.isdecimal()), key=int)]
+        return [self.release(str(number)) for number in _numbers(self.root / "releases", ".json")]
 
     def release(self, release: str) -> Release:
         """A release by its id."""
-        if not release.isdecimal():
-            raise ReleaseNotFound(release)
-        raw = _read_json(self.root / "releases" / f"{release}.json", ReleaseNotFound(release))
-        return Release(release, {str(t): int(v) for t, v in raw["tables"].items()}, str(raw["created"]))
+        found = self._release(release) if _NUMBER.fullmatch(release) else None
+        if found is None:
+            raise ReleaseNotFound(release, f"; there are {_listed(_numbers(self.root / 'releases', '.json'))}")
+        return found
 
     # ---- writing ----------------------------------------------------------------------------------------------
 
@@ -182,23 +190,32 @@ class FileStore:
         """Write and sync a version's arrays where no reader looks; `commit` makes it a version."""
         return StagedVersion(self._versions(manifest.table), manifest, arrays)
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for, and hold, the right to give numbers and move labels; it ends with the process, however it ends."""
+        with _storing(f"writing to {self.root}"):
+            _make_folder(self.root)
+            lock = os.open(self.root, os.O_RDONLY)
+        try:
+            with _storing(f"locking {self.root}"):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
     def set_label(self, table: str, label: str, version: int, *, release: str | None = None) -> None:
         """Point a label at an existing version, atomically."""
-        check_name("label", label)
-        if label.isdecimal():
-            raise ConfigError(f"a label cannot be a number, got {label!r}")
-        if version not in (versions := self.versions(table)):
-            if not versions:
-                raise TableNotFound(table)
+        check_label(label)
+        if version not in (versions := self._known(table)):
             raise VersionNotFound(table, version, f"; it has {_listed(versions)}")
-        folder = self.root / "tables" / table / "labels"
-        _write_json(folder / f"{label}.json", {"version": version, "release": release, "moved": now()}, replace=True)
+        path = self._labels(table) / f"{label}.json"
+        _write_json(path, {"version": version, "release": release, "moved": now()}, replace=True)
 
     def write_release(self, tables: Mapping[str, int]) -> Release:
         """Record that these versions belong together; ids count up from 1."""
         for table, version in tables.items():
             self.manifest(table, version)
-        created, number = now(), max([int(r.id) for r in self.releases()], default=0) + 1
+        created, number = now(), max(_numbers(self.root / "releases", ".json"), default=0) + 1
         while True:
             path = self.root / "releases" / f"{number}.json"
             if _write_json(path, {"tables": dict(tables), "created": created}, replace=False):
@@ -210,13 +227,49 @@ class FileStore:
     def _versions(self, table: str) -> Path:
         return self.root / "tables" / check_name("table", table) / "versions"
 
-    @staticmethod
-    def _label(path: Path) -> Label:
-        raw = _read_json(path, StoreError(f"label file {path} vanished"))
+    def _labels(self, table: str) -> Path:
+        return self.root / "tables" / check_name("table", table) / "labels"
+
+    def _known(self, table: str) -> list[int]:
+        """The versions of a table that has some; TableNotFound lists the tables there are."""
+        versions = self.versions(table)
+        if not versions:
+            raise TableNotFound(table, f"in this store; it has {_listed(self.tables())}")
+        return versions
+
+    def _release(self, release: str) -> Release | None:
+        path = self.root / "releases" / f"{release}.json"
+        if (raw := _read_json(path)) is None:
+            return None
         try:
-            return Label(int(raw["version"]), raw.get("release"), str(raw.get("moved", "")))
+            return Release(release, {t: _number(v) for t, v in raw["tables"].items()}, str(raw["created"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise VerificationFailed(f"{path}: not a valid release file") from error
+
+    def _label(self, table: str, label: str) -> Label | None:
+        """A label as its file has it."""
+        path = self._labels(table) / f"{label}.json"
+        if (raw := _read_json(path)) is None:
+            return None
+        try:
+            release = raw["release"] if raw["release"] is None else str(_number(int(raw["release"])))
+            return Label(_number(raw["version"]), release, str(raw["moved"]))
         except (KeyError, TypeError, ValueError) as error:
             raise VerificationFailed(f"{path}: not a valid label file") from error
+
+    def _settled(self, table: str, label: str) -> Label | None:
+        """Where a label points; as long as a table of its release carries an older release, at that one's version."""
+        at = self._label(table, label)
+        release = self._release(at.release) if at and at.release else None
+        if at is None or release is None:
+            return at
+        for peer in release.tables:
+            other = self._label(peer, label)
+            if other and other.release and int(other.release) < int(release.id):
+                behind = self._release(other.release)
+                if behind and table in behind.tables:
+                    return Label(behind.tables[table], behind.id, at.moved)
+        return at
 
 
 class StagedVersion:
@@ -227,22 +280,15 @@ class StagedVersion:
 
     def __init__(self, folder: Path, manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
         self.folder, self.draft = folder, manifest
-        self.path = folder / f"{_STAGING}{uuid.uuid4().hex}"
-        with _storing(f"writing to {folder}"):
-            folder.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(folder)
-            self._lock = _make_locked(self.path)
-        try:
-            with _storing(f"writing to {self.path.parent}"):
-                self.files = [_write_file(self.path / ARRAYS_FILE, arrays)]
-        except BaseException:
-            self.discard()
-            raise
+        with _storing(f"writing to {folder}"), ExitStack() as stack:
+            self.path = stack.enter_context(_staging(folder))
+            self.files = [_write_file(self.path / ARRAYS_FILE, arrays)]
+            self._stack = stack.pop_all()
 
     def commit(self) -> int:
         """Give the version its number and make it visible, by one rename; returns the number."""
         with _storing(f"writing to {self.folder}"):
-            number = max((int(n) for n in _names(self.folder) if n.isdecimal()), default=0)
+            number = max(_numbers(self.folder), default=0)
             while True:
                 number += 1
                 manifest = replace(self.draft, version=number, files=self.files)
@@ -255,14 +301,7 @@ class StagedVersion:
                     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
             _sync_folder(self.folder)
-            os.close(self._lock)
         return number
-
-    def discard(self) -> None:
-        """Remove what was written; nothing to do after `commit`."""
-        if self.path.exists():
-            shutil.rmtree(self.path, ignore_errors=True)
-            os.close(self._lock)
 
     def __enter__(self) -> Self:
         return self
@@ -270,18 +309,33 @@ class StagedVersion:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.discard()
+        self._stack.close()
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A hidden, locked folder to write in, gone afterwards; first, what killed publishers left is removed."""
+    _make_folder(folder)
+    _remove_abandoned(folder)
+    path = folder / f"{_STAGING}{uuid.uuid4().hex}"
+    lock = _make_locked(path)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
 
 
 def _make_locked(path: Path) -> int:
     """Create a folder and hold an exclusive lock on it; the lock ends with the process, however it ends."""
     while True:
         path.mkdir()
-        lock = os.open(path, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists():  # nobody took it for abandoned between the two calls
-            return lock
-        os.close(lock)
+        with suppress(FileNotFoundError):
+            lock = os.open(path, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if path.exists():  # nobody took it for abandoned between the calls
+                return lock
+            os.close(lock)
 
 
 def _remove_abandoned(folder: Path) -> None:
@@ -328,36 +382,47 @@ def _write_bytes(path: Path, data: bytes) -> None:
 
 def _write_json(path: Path, value: Mapping[str, Any], *, replace: bool) -> bool:
     """Write a small file atomically; False, and nothing done, when it is there and may not be replaced."""
-    with _storing(f"writing {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-        try:
-            _write_bytes(temporary, json.dumps(value, sort_keys=True).encode() + b"\n")
-            if replace:
-                temporary.replace(path)
-            else:
-                try:
-                    os.link(temporary, path)
-                except FileExistsError:
-                    return False
-            _sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with _storing(f"writing {path}"), _staging(path.parent) as folder:
+        temporary = folder / path.name
+        _write_bytes(temporary, json.dumps(value, sort_keys=True).encode() + b"\n")
+        if replace:
+            temporary.replace(path)
+        else:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+        _sync_folder(path.parent)
     return True
 
 
-def _read_json(path: Path, missing: Exception) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file, None where there is no file."""
     try:
         raw = json.loads(path.read_bytes())
         if not isinstance(raw, dict):
             raise ValueError("not an object")
     except FileNotFoundError:
-        raise missing from None
-    except ValueError as error:
+        return None
+    except (ValueError, RecursionError) as error:
         raise VerificationFailed(f"{path}: not valid JSON: {error}") from error
     except OSError as error:
         raise _store_error(error, f"reading {path}") from error
     return raw
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise TypeError(f"{value!r} is not a positive int")
+    return value
+
+
+def _make_folder(path: Path) -> None:
+    """Create a folder and those above it that are missing, each synced into the one above it."""
+    if not path.is_dir():
+        _make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync_folder(path.parent)
 
 
 def _sync_folder(path: Path) -> None:
@@ -375,6 +440,12 @@ def _names(folder: Path) -> list[str]:
         return []
     except OSError as error:
         raise _store_error(error, f"reading {folder}") from error
+
+
+def _numbers(folder: Path, suffix: str = "") -> list[int]:
+    """The entries of a folder that are numbers before `suffix`, ascending."""
+    names = [name.removesuffix(suffix) for name in _names(folder) if name.endswith(suffix)]
+    return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
 
 def _listed(values: list[Any]) -> str:
