@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import threading
@@ -12,6 +13,8 @@ import structlog
 import uvicorn
 
 log = structlog.get_logger()
+LINGER_SECONDS = 0.3
+"""How long a connection accepted at the last moment may take to send its request."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -46,6 +49,14 @@ class DrainingServer(uvicorn.Server):
         timer = threading.Timer(seconds, self._stop)
         timer.daemon = True
         timer.start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen no more, hear out the connections that were just accepted, then close what is idle."""
+        for server in self.servers:
+            server.close()
+        if not self.force_exit:
+            await asyncio.sleep(LINGER_SECONDS)
+        await super().shutdown(sockets)
 
     def _stop(self) -> None:
         self.should_exit = True
