@@ -16,13 +16,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,10 +33,22 @@ from embstore.errors import (
     ConfigError,
     LabelNotFound,
     ReleaseNotFound,
-    StoreError,
     TableNotFound,
     VerificationFailed,
     VersionNotFound,
+)
+from embstore.files import (
+    NUMBER,
+    entries,
+    make_folder,
+    numbered,
+    read_json,
+    staging,
+    store_error,
+    storing,
+    sync_folder,
+    write_bytes,
+    write_json,
 )
 from embstore.manifest import FileEntry, Manifest
 
@@ -47,9 +56,7 @@ LATEST = "latest"
 ARRAYS_FILE = "arrays.safetensors"
 MANIFEST_FILE = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _OBJECT_STORAGE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a Path has already joined the two
-_STAGING = ".staging-"
 
 
 @dataclass(frozen=True)
@@ -113,24 +120,24 @@ class FileStore:
     def tables(self) -> list[str]:
         """Names of the tables that have at least one version."""
         folder = self.root / "tables"
-        names = [name for name in _names(folder) if _NAME.fullmatch(name) and (folder / name).is_dir()]
+        names = [name for name in entries(folder) if _NAME.fullmatch(name) and (folder / name).is_dir()]
         return [name for name in names if self.versions(name)]
 
     def versions(self, table: str) -> list[int]:
         """Numbers of the complete versions of a table, ascending; empty for an unknown table."""
         folder = self._versions(table)
-        return [number for number in _numbers(folder) if (folder / str(number) / MANIFEST_FILE).is_file()]
+        return [number for number in numbered(folder) if (folder / str(number) / MANIFEST_FILE).is_file()]
 
     def labels(self, table: str) -> dict[str, Label]:
         """Every label of a table. Labels that a release moves stay where they were until the last of them has moved."""
-        names = [name.removesuffix(".json") for name in _names(self._labels(table)) if name.endswith(".json")]
+        names = [name.removesuffix(".json") for name in entries(self._labels(table)) if name.endswith(".json")]
         known = [name for name in names if _NAME.fullmatch(name)]
         return {name: label for name in known if (label := self._settled(table, name))}
 
     def resolve(self, table: str, ref: int | str = LATEST) -> int:
         """The version a number or label means; VersionNotFound, LabelNotFound or TableNotFound otherwise."""
         versions = self._known(table)
-        if not isinstance(ref, str) or _NUMBER.fullmatch(ref):
+        if not isinstance(ref, str) or NUMBER.fullmatch(ref):
             if int(ref) not in versions:
                 raise VersionNotFound(table, int(ref), f"; it has {_listed(versions)}")
             return int(ref)
@@ -147,7 +154,7 @@ class FileStore:
         except FileNotFoundError:
             raise VersionNotFound(table, version) from None
         except OSError as error:
-            raise _store_error(error, f"reading {path}") from error
+            raise store_error(error, f"reading {path}") from error
         manifest = Manifest.from_json(data, f"table {table!r} version {version}")
         if (manifest.table, manifest.version) != (table, version):
             raise VerificationFailed(
@@ -175,13 +182,13 @@ class FileStore:
 
     def releases(self) -> list[Release]:
         """Every release, oldest first."""
-        return [self.release(str(number)) for number in _numbers(self.root / "releases", ".json")]
+        return [self.release(str(number)) for number in numbered(self.root / "releases", ".json")]
 
     def release(self, release: str) -> Release:
         """A release by its id."""
-        found = self._release(release) if _NUMBER.fullmatch(release) else None
+        found = self._release(release) if NUMBER.fullmatch(release) else None
         if found is None:
-            raise ReleaseNotFound(release, f"; there are {_listed(_numbers(self.root / 'releases', '.json'))}")
+            raise ReleaseNotFound(release, f"; there are {_listed(numbered(self.root / 'releases', '.json'))}")
         return found
 
     # ---- writing ----------------------------------------------------------------------------------------------
@@ -193,11 +200,11 @@ class FileStore:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Wait for, and hold, the right to give numbers and move labels; it ends with the process, however it ends."""
-        with _storing(f"writing to {self.root}"):
-            _make_folder(self.root)
+        with storing(f"writing to {self.root}"):
+            make_folder(self.root)
             lock = os.open(self.root, os.O_RDONLY)
         try:
-            with _storing(f"locking {self.root}"):
+            with storing(f"locking {self.root}"):
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
@@ -209,16 +216,16 @@ class FileStore:
         if version not in (versions := self._known(table)):
             raise VersionNotFound(table, version, f"; it has {_listed(versions)}")
         path = self._labels(table) / f"{label}.json"
-        _write_json(path, {"version": version, "release": release, "moved": now()}, replace=True)
+        write_json(path, {"version": version, "release": release, "moved": now()}, replace=True)
 
     def write_release(self, tables: Mapping[str, int]) -> Release:
         """Record that these versions belong together; ids count up from 1."""
         for table, version in tables.items():
             self.manifest(table, version)
-        created, number = now(), max(_numbers(self.root / "releases", ".json"), default=0) + 1
+        created, number = now(), max(numbered(self.root / "releases", ".json"), default=0) + 1
         while True:
             path = self.root / "releases" / f"{number}.json"
-            if _write_json(path, {"tables": dict(tables), "created": created}, replace=False):
+            if write_json(path, {"tables": dict(tables), "created": created}, replace=False):
                 return Release(str(number), dict(tables), created)
             number += 1
 
@@ -239,7 +246,7 @@ class FileStore:
 
     def _release(self, release: str) -> Release | None:
         path = self.root / "releases" / f"{release}.json"
-        if (raw := _read_json(path)) is None:
+        if (raw := read_json(path)) is None:
             return None
         try:
             return Release(release, {t: _number(v) for t, v in raw["tables"].items()}, str(raw["created"]))
@@ -249,7 +256,7 @@ class FileStore:
     def _label(self, table: str, label: str) -> Label | None:
         """A label as its file has it."""
         path = self._labels(table) / f"{label}.json"
-        if (raw := _read_json(path)) is None:
+        if (raw := read_json(path)) is None:
             return None
         try:
             release = raw["release"] if raw["release"] is None else str(_number(int(raw["release"])))
@@ -280,27 +287,27 @@ class StagedVersion:
 
     def __init__(self, folder: Path, manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
         self.folder, self.draft = folder, manifest
-        with _storing(f"writing to {folder}"), ExitStack() as stack:
-            self.path = stack.enter_context(_staging(folder))
+        with storing(f"writing to {folder}"), ExitStack() as stack:
+            self.path = stack.enter_context(staging(folder))
             self.files = [_write_file(self.path / ARRAYS_FILE, arrays)]
             self._stack = stack.pop_all()
 
     def commit(self) -> int:
         """Give the version its number and make it visible, by one rename; returns the number."""
-        with _storing(f"writing to {self.folder}"):
-            number = max(_numbers(self.folder), default=0)
+        with storing(f"writing to {self.folder}"):
+            number = max(numbered(self.folder), default=0)
             while True:
                 number += 1
                 manifest = replace(self.draft, version=number, files=self.files)
-                _write_bytes(self.path / MANIFEST_FILE, manifest.to_json())
-                _sync_folder(self.path)
+                write_bytes(self.path / MANIFEST_FILE, manifest.to_json())
+                sync_folder(self.path)
                 try:
                     self.path.rename(self.folder / str(number))
                     break
                 except OSError as error:
                     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         return number
 
     def __enter__(self) -> Self:
@@ -310,46 +317,6 @@ class StagedVersion:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
-
-
-@contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """A hidden, locked folder to write in, gone afterwards; first, what killed publishers left is removed."""
-    _make_folder(folder)
-    _remove_abandoned(folder)
-    path = folder / f"{_STAGING}{uuid.uuid4().hex}"
-    lock = _make_locked(path)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
-
-
-def _make_locked(path: Path) -> int:
-    """Create a folder and hold an exclusive lock on it; the lock ends with the process, however it ends."""
-    while True:
-        path.mkdir()
-        with suppress(FileNotFoundError):
-            lock = os.open(path, os.O_RDONLY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if path.exists():  # nobody took it for abandoned between the calls
-                return lock
-            os.close(lock)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove staging folders whose publisher is gone: nobody holds their lock."""
-    for name in _names(folder):
-        if not name.startswith(_STAGING):
-            continue
-        with suppress(OSError):
-            lock = os.open(folder / name, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder / name, ignore_errors=True)
-            finally:
-                os.close(lock)
 
 
 class _Digesting:
@@ -373,94 +340,12 @@ def _write_file(path: Path, arrays: Mapping[str, NDArray[Any]]) -> FileEntry:
     return FileEntry(name=path.name, num_bytes=digesting.num_bytes, sha256=digesting.sha256.hexdigest())
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_json(path: Path, value: Mapping[str, Any], *, replace: bool) -> bool:
-    """Write a small file atomically; False, and nothing done, when it is there and may not be replaced."""
-    with _storing(f"writing {path}"), _staging(path.parent) as folder:
-        temporary = folder / path.name
-        _write_bytes(temporary, json.dumps(value, sort_keys=True).encode() + b"\n")
-        if replace:
-            temporary.replace(path)
-        else:
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
-        _sync_folder(path.parent)
-    return True
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file, None where there is no file."""
-    try:
-        raw = json.loads(path.read_bytes())
-        if not isinstance(raw, dict):
-            raise ValueError("not an object")
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        raise VerificationFailed(f"{path}: not valid JSON: {error}") from error
-    except OSError as error:
-        raise _store_error(error, f"reading {path}") from error
-    return raw
-
-
 def _number(value: object) -> int:
     if type(value) is not int or value < 1:
         raise TypeError(f"{value!r} is not a positive int")
     return value
 
 
-def _make_folder(path: Path) -> None:
-    """Create a folder and those above it that are missing, each synced into the one above it."""
-    if not path.is_dir():
-        _make_folder(path.parent)
-        path.mkdir(exist_ok=True)
-        _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise _store_error(error, f"reading {folder}") from error
-
-
-def _numbers(folder: Path, suffix: str = "") -> list[int]:
-    """The entries of a folder that are numbers before `suffix`, ascending."""
-    names = [name.removesuffix(suffix) for name in _names(folder) if name.endswith(suffix)]
-    return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
-
-
 def _listed(values: list[Any]) -> str:
     text = ", ".join(str(value) for value in values[-8:])
     return f"..., {text}" if len(values) > 8 else text or "none"
-
-
-def _store_error(error: OSError, doing: str) -> StoreError:
-    return StoreError(f"{doing} failed: {error.strerror or error}")
-
-
-@contextmanager
-def _storing(doing: str) -> Iterator[None]:
-    """OSErrors become one readable StoreError."""
-    try:
-        yield
-    except OSError as error:
-        raise _store_error(error, doing) from error

@@ -615,7 +615,7 @@ def test_a_number_taken_meanwhile_is_passed_over(store: Store, monkeypatch: pyte
     """Where the turn's lock does not bind, a version in the way is not replaced: the next free number is taken."""
     before, made = listing(store.root / "tables/item/versions"), store.read_version("item", 1)
     with store.stage(made.manifest, made.arrays) as staged, monkeypatch.context() as patch:
-        patch.setattr(store_module, "_numbers", lambda *_: [])
+        patch.setattr(store_module, "numbered", lambda *_: [])
         assert staged.commit() == 3
     assert listing(store.root / "tables/item/versions").items() > before.items()
     np.testing.assert_array_equal(store.load("item", 3).lookup(np.arange(ROWS)), FIRST)
