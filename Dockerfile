@@ -16,7 +16,7 @@ COPY server ./server
 COPY loadtest ./loadtest
 RUN /opt/embstore/bin/pip install ${PIP_ARGS} --constraint constraints.txt ".${EXTRAS}"
 # Kernels are compiled for the processor that builds; another one compiles its own at start, in about six seconds.
-RUN NUMBA_CACHE_DIR=/opt/embstore/kernels /opt/embstore/bin/python -c "import embstore.kernels.numba_ids"
+RUN cd / && NUMBA_CACHE_DIR=/opt/embstore/kernels /opt/embstore/bin/python -c "import embstore.kernels.numba_ids"
 
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin embstore
