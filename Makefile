@@ -31,7 +31,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt clients/python/pyproject.toml
 
 run: setup
 	@$(BIN)/embstore demo --folder demo
-	@$(BIN)/embstore serve --store demo/store --redis embedded
+	@$(BIN)/embstore serve --store demo/store --redis embedded --cache on
 
 test: setup
 	$(BIN)/python -m pytest

@@ -217,7 +217,8 @@ def promote(
 
     opened = embstore.open_store(store)
     number = opened.load(table, version).version
-    opened.set_label(table, label, number)
+    with opened.turn():
+        opened.set_label(table, label, number)
     _show(
         json,
         {"table": table, "label": label, "version": number},
@@ -270,8 +271,8 @@ def config(json: JsonOption = False) -> None:
 @app.command()
 def lookup(
     table: TableArgument,
-    ids: Annotated[list[str], typer.Argument(help="Ids, integers or strings as the table has them.")],
-    store: Annotated[Path | None, typer.Option(envvar="EMBSTORE_STORE", help="Read a store directly.")] = None,
+    ids: Annotated[list[str], typer.Argument(help="Ids as the table has them; put -- before negative ones.")],
+    store: Annotated[Path | None, typer.Option(help="Read this store directly, without a server.")] = None,
     url: Annotated[str, typer.Option(help="Ask a server, unless --store is given.")] = "http://127.0.0.1:8000",
     version: VersionOption = "latest",
     on_missing: Annotated[str, typer.Option(help="zero, default, error or hash.")] = "zero",

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any
 
 from embstore.errors import VerificationFailed
@@ -111,5 +112,6 @@ def _check(manifest: Manifest) -> None:
             raise ValueError(f"file name {entry.name!r} leaves the version's folder")
     if manifest.parent is not None and (type(manifest.parent) is not int or manifest.parent < 1):
         raise ValueError(f"parent is {manifest.parent!r}, not a version")
+    datetime.fromisoformat(manifest.created)
     if manifest.dtype != "float32":
         raise ValueError(f"dtype {manifest.dtype!r}; this release reads float32")

@@ -50,6 +50,7 @@ from embstore.files import (
     write_bytes,
     write_json,
 )
+from embstore.labels import Label, positive, settle
 from embstore.manifest import FileEntry, Manifest
 
 LATEST = "latest"
@@ -60,21 +61,26 @@ _OBJECT_STORAGE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a Path 
 
 
 @dataclass(frozen=True)
-class Label:
-    """Where a label points, and the release it was moved with (None: it was moved alone)."""
-
-    version: int
-    release: str | None
-    moved: str
-
-
-@dataclass(frozen=True)
 class Release:
     """Versions of several tables that belong together."""
 
     id: str
     tables: dict[str, int]
     created: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A store at one look: versions and settled labels of every table, releases, and what could not be read.
+
+    unread: labels that are there but damaged. damaged: one line for each damaged file.
+    """
+
+    versions: dict[str, list[int]]
+    labels: dict[tuple[str, str], Label]
+    releases: dict[str, Release]
+    unread: set[tuple[str, str]]
+    damaged: list[str]
 
 
 @dataclass(frozen=True)
@@ -102,9 +108,9 @@ def check_label(label: str) -> str:
     return label
 
 
-def now() -> str:
-    """This moment in UTC, as manifests write it."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def now(precision: str = "milliseconds") -> str:
+    """This moment in UTC, as manifests and labels write it."""
+    return datetime.now(UTC).isoformat(timespec=precision)
 
 
 class FileStore:
@@ -114,6 +120,7 @@ class FileStore:
         if _OBJECT_STORAGE.match(os.fspath(root)):
             raise ConfigError(f"{os.fspath(root)!r}: object storage is not supported yet, give a folder")
         self.root = Path(root).expanduser()
+        self._releases: dict[str, Release] = {}  # immutable once written, so each is read once
 
     # ---- reading ----------------------------------------------------------------------------------------------
 
@@ -130,9 +137,34 @@ class FileStore:
 
     def labels(self, table: str) -> dict[str, Label]:
         """Every label of a table. Labels that a release moves stay where they were until the last of them has moved."""
-        names = [name.removesuffix(".json") for name in entries(self._labels(table)) if name.endswith(".json")]
-        known = [name for name in names if _NAME.fullmatch(name)]
-        return {name: label for name in known if (label := self._settled(table, name))}
+        return {name: label for name in self._label_names(table) if (label := self._settled(table, name))}
+
+    def survey(self) -> Survey:
+        """Everything but the manifests, each file read once; damaged ones are told apart, not raised."""
+        versions = {table: self.versions(table) for table in self.tables()}
+        damaged: list[str] = []
+        releases: dict[str, Release] = {}
+        for number in numbered(self.root / "releases", ".json"):
+            try:
+                releases[str(number)] = self.release(str(number))
+            except (VerificationFailed, ReleaseNotFound) as error:
+                damaged.append(str(error))
+        raw: dict[tuple[str, str], Label | None] = {}
+        unread: set[tuple[str, str]] = set()
+        for table in versions:
+            for label in self._label_names(table):
+                try:
+                    raw[table, label] = self._label(table, label)
+                except VerificationFailed as error:
+                    unread.add((table, label))
+                    damaged.append(str(error))
+        labels = {}
+        for (table, label), at in raw.items():
+            peers = releases[at.release].tables if at and at.release in releases else ()
+            settled = settle(at, [raw.get((peer, label)) for peer in peers]) if at else None
+            if settled:
+                labels[table, label] = settled
+        return Survey(versions, labels, releases, unread, damaged)
 
     def resolve(self, table: str, ref: int | str = LATEST) -> int:
         """The version a number or label means; VersionNotFound, LabelNotFound or TableNotFound otherwise."""
@@ -163,7 +195,10 @@ class FileStore:
         return manifest
 
     def read_version(self, table: str, version: int, *, verify: bool = True) -> StoredVersion:
-        """Map a version's arrays; VerificationFailed when a file is missing, short or has another digest."""
+        """Map a version's arrays; VerificationFailed when a file is missing, short or has another digest.
+
+        StoreError when a file is there and the disk does not give it: that may pass.
+        """
         manifest = self.manifest(table, version)
         folder = self._versions(table) / str(version)
         arrays: dict[str, NDArray[Any]] = {}
@@ -171,8 +206,10 @@ class FileStore:
             source = f"table {table!r} version {version}: {entry.name}"
             try:
                 data = map_file(folder / entry.name)
-            except OSError as error:
+            except FileNotFoundError as error:
                 raise VerificationFailed(f"{source}: {error.strerror}") from error
+            except OSError as error:
+                raise store_error(error, f"reading {source}") from error
             if len(data) != entry.num_bytes:
                 raise VerificationFailed(f"{source} has {len(data):,} bytes, the manifest says {entry.num_bytes:,}")
             if verify and hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -215,8 +252,13 @@ class FileStore:
         check_label(label)
         if version not in (versions := self._known(table)):
             raise VersionNotFound(table, version, f"; it has {_listed(versions)}")
-        path = self._labels(table) / f"{label}.json"
-        write_json(path, {"version": version, "release": release, "moved": now()}, replace=True)
+        try:
+            before = self._settled(table, label)
+        except VerificationFailed:  # damaged: about to be replaced
+            before = None
+        moved = now("microseconds")
+        at = before.to(version, release, moved) if before else Label(version, release, moved)
+        write_json(self._labels(table) / f"{label}.json", at.to_json(), replace=True)
 
     def write_release(self, tables: Mapping[str, int]) -> Release:
         """Record that these versions belong together; ids count up from 1."""
@@ -237,6 +279,10 @@ class FileStore:
     def _labels(self, table: str) -> Path:
         return self.root / "tables" / check_name("table", table) / "labels"
 
+    def _label_names(self, table: str) -> list[str]:
+        names = [name.removesuffix(".json") for name in entries(self._labels(table)) if name.endswith(".json")]
+        return [name for name in names if _NAME.fullmatch(name)]
+
     def _known(self, table: str) -> list[int]:
         """The versions of a table that has some; TableNotFound lists the tables there are."""
         versions = self.versions(table)
@@ -245,11 +291,14 @@ class FileStore:
         return versions
 
     def _release(self, release: str) -> Release | None:
+        if release in self._releases:
+            return self._releases[release]
         path = self.root / "releases" / f"{release}.json"
         if (raw := read_json(path)) is None:
             return None
         try:
-            return Release(release, {t: _number(v) for t, v in raw["tables"].items()}, str(raw["created"]))
+            tables = {table: positive(version) for table, version in raw["tables"].items()}
+            return self._releases.setdefault(release, Release(release, tables, str(raw["created"])))
         except (KeyError, TypeError, AttributeError) as error:
             raise VerificationFailed(f"{path}: not a valid release file") from error
 
@@ -259,24 +308,15 @@ class FileStore:
         if (raw := read_json(path)) is None:
             return None
         try:
-            release = raw["release"] if raw["release"] is None else str(_number(int(raw["release"])))
-            return Label(_number(raw["version"]), release, str(raw["moved"]))
-        except (KeyError, TypeError, ValueError) as error:
+            return Label.from_json(raw)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VerificationFailed(f"{path}: not a valid label file") from error
 
     def _settled(self, table: str, label: str) -> Label | None:
-        """Where a label points; as long as a table of its release carries an older release, at that one's version."""
+        """Where a label counts as pointing."""
         at = self._label(table, label)
         release = self._release(at.release) if at and at.release else None
-        if at is None or release is None:
-            return at
-        for peer in release.tables:
-            other = self._label(peer, label)
-            if other and other.release and int(other.release) < int(release.id):
-                behind = self._release(other.release)
-                if behind and table in behind.tables:
-                    return Label(behind.tables[table], behind.id, at.moved)
-        return at
+        return settle(at, [self._label(peer, label) for peer in release.tables]) if at and release else at
 
 
 class StagedVersion:
@@ -338,12 +378,6 @@ def _write_file(path: Path, arrays: Mapping[str, NDArray[Any]]) -> FileEntry:
         file.flush()
         os.fsync(file.fileno())
     return FileEntry(name=path.name, num_bytes=digesting.num_bytes, sha256=digesting.sha256.hexdigest())
-
-
-def _number(value: object) -> int:
-    if type(value) is not int or value < 1:
-        raise TypeError(f"{value!r} is not a positive int")
-    return value
 
 
 def _listed(values: list[Any]) -> str:

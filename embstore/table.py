@@ -49,6 +49,8 @@ class Table:
     default_vector_D: Floats
     device: str = "cpu"
     manifest: Manifest | None = None
+    fingerprint: str = ""
+    """Digest of the manifest: the same for the same version of the same store, and for nothing else."""
 
     @property
     def embedding_dim(self) -> int:
@@ -170,6 +172,7 @@ def make_table(manifest: Manifest, arrays: Mapping[str, NDArray[Any]], device: s
         default_vector_D=arrays[DEFAULT_VECTOR],
         device=device,
         manifest=manifest,
+        fingerprint=hashlib.sha256(manifest.to_json()).hexdigest()[:16],
     )
 
 

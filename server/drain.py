@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -28,6 +28,8 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, *, drain_seconds: float) -> None:
         super().__init__(config)
         self.drain_seconds = drain_seconds
+        self.signal: int | None = None
+        self.stop_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, and say where: with port 0 nobody else knows."""
@@ -38,17 +40,23 @@ class DrainingServer(uvicorn.Server):
                 log.info("listening", address=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """What a signal does; runs in the main thread between two steps of the loop."""
-        app: Any = self.config.app
-        if app.draining:
+        """What a signal does: it sets flags and nothing else, since it may interrupt anything."""
+        if self.signal is not None:
             self.should_exit = self.force_exit = True
             return
+        self.signal = sig
+        app: Any = self.config.app
         app.draining = True
-        seconds = 0.0 if sig == signal.SIGINT else self.drain_seconds
-        log.info("draining", signal=signal.Signals(sig).name, seconds=seconds)
-        timer = threading.Timer(seconds, self._stop)
-        timer.daemon = True
-        timer.start()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: has a signal come, and is its drain over?"""
+        if self.signal is not None and self.stop_at is None:
+            seconds = 0.0 if self.signal == signal.SIGINT else self.drain_seconds
+            self.stop_at = time.monotonic() + seconds
+            log.info("draining", signal=signal.Signals(self.signal).name, seconds=seconds)
+        if self.stop_at is not None and time.monotonic() >= self.stop_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen no more, hear out the connections that were just accepted, then close what is idle."""
@@ -57,6 +65,3 @@ class DrainingServer(uvicorn.Server):
         if not self.force_exit:
             await asyncio.sleep(LINGER_SECONDS)
         await super().shutdown(sockets)
-
-    def _stop(self) -> None:
-        self.should_exit = True

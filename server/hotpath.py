@@ -8,6 +8,7 @@ not a lookup goes on to the FastAPI app behind it; what these calls take and giv
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
 import secrets
@@ -22,15 +23,18 @@ import structlog
 from embstore.errors import (
     BadRequest,
     BodyTooLarge,
+    Draining,
     EmbstoreError,
     NotReady,
+    TooManyIds,
     UnsupportedMediaType,
 )
+from embstore.files import NUMBER
 from embstore.table import Fetched, Table
 from server import codec
 from server.lookup import LookupService
 from server.metrics import Metrics
-from server.problems import MEDIA_TYPE, problem, problem_of
+from server.problems import MEDIA_TYPE, clip, problem, problem_of
 from server.tables import Registry, Snapshot
 
 Scope = MutableMapping[str, Any]
@@ -47,15 +51,18 @@ _JSON = (b"content-type", b"application/json")
 _DTYPE = {name: (b"x-embedding-dtype", name.encode()) for name in codec.DTYPES}
 _NONE_MISSING = (b"x-embedding-missing", b"0")
 _REASONS = {
-    400: "malformed",
-    404: "not_found",
-    405: "malformed",
-    413: "too_large",
-    415: "malformed",
-    422: "id_out_of_range",
-    500: "internal",
-    503: "not_ready",
+    "table_not_found": "not_found",
+    "version_not_found": "not_found",
+    "label_not_found": "not_found",
+    "release_not_found": "not_found",
+    "too_many_ids": "too_large",
+    "body_too_large": "too_large",
+    "id_out_of_range": "id_out_of_range",
+    "not_ready": "not_ready",
+    "draining": "draining",
+    "internal": "internal",
 }
+"""What a problem counts as; whatever is not here is the request's own fault: malformed."""
 
 
 class Disconnected(Exception):
@@ -74,45 +81,56 @@ class HotPath:
         *,
         max_ids: int,
         max_body_bytes: int,
+        max_reply_bytes: int,
     ) -> None:
         self.inner, self.tables, self.service, self.lookups = inner, tables, service, metrics.lookups
-        self.max_ids, self.max_body_bytes = max_ids, max_body_bytes
+        self.max_ids, self.max_body_bytes, self.max_reply_bytes = max_ids, max_body_bytes, max_reply_bytes
         self.draining = False
         self._ids = (b"%s-%x" % (prefix, n) for prefix in [secrets.token_hex(4).encode()] for n in itertools.count(1))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, start to end."""
-        if scope["type"] != "http" or not scope["path"].endswith("/lookup"):
+        if scope["type"] != "http":
             return await self.inner(scope, receive, send)
-        parts = scope["path"].split("/")
-        if not (len(parts) > 2 and parts[1] == "v1" and (_is_one(parts) or _is_many(parts))):
-            return await self.inner(scope, receive, send)
-        began = time.perf_counter()
         headers = dict(scope["headers"])
         request_id = headers.get(b"x-request-id")
         if request_id is None or not _REQUEST_ID.fullmatch(request_id):
             request_id = next(self._ids)
+        parts = scope["path"].split("/")
+        if parts[-1] != "lookup" or parts[1] != "v1" or not (_is_one(parts) or _is_many(parts)):
+            return await self._inner(scope, receive, send, request_id)
         if scope["method"] != "POST":
             detail = f"{scope['method']} is not for lookups: POST the ids"
-            return await self._refuse(problem("method_not_allowed", detail, request_id.decode()), request_id, send)
+            answer = problem("method_not_allowed", detail, request_id.decode())
+            return await self._refuse("method_not_allowed", answer, request_id, send)
+        began = time.perf_counter()
         self.lookups.inflight += 1
         try:
             if parts[2] == "tables":
                 await self._one(parts, scope, headers, receive, send, request_id, began)
             else:
-                await self._many(parts, headers, receive, send, request_id, began)
+                await self._many(parts, scope, headers, receive, send, request_id, began)
         except EmbstoreError as error:
-            await self._refuse(problem_of(error, request_id.decode()), request_id, send)
-        except TypeError as error:  # ids that are not what the table's id space takes
-            await self._refuse(problem("malformed_request", str(error), request_id.decode()), request_id, send)
+            await self._refuse(error.code, problem_of(error, request_id.decode()), request_id, send)
         except Disconnected:
             pass
         except Exception:
             log.exception("lookup failed", request_id=request_id.decode(), path=scope["path"])
             detail = "the server failed to answer this request; its log has the reason under this instance"
-            await self._refuse(problem("internal", detail, request_id.decode()), request_id, send)
+            await self._refuse("internal", problem("internal", detail, request_id.decode()), request_id, send)
         finally:
             self.lookups.inflight -= 1
+
+    async def _inner(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
+        """FastAPI's part of the work, with the request's id in its reply too."""
+        scope["request_id"] = request_id.decode()
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": self._last([*message["headers"], (b"x-request-id", request_id)])}
+            await send(message)
+
+        await self.inner(scope, receive, named)
 
     async def _one(
         self,
@@ -125,25 +143,26 @@ class HotPath:
         began: float,
     ) -> None:
         """`POST /v1/tables/{table}[/versions/{n}|/labels/{name}]/lookup`."""
+        content_type = _media_type(headers)
+        body = await self._body(headers, receive)
         snapshot = self._snapshot()
         table = _table(snapshot, parts)
-        content_type = headers.get(b"content-type", b"")
-        body = await self._body(headers, receive)
         if content_type == b"application/octet-stream":
             on_missing, dtype = _options(scope["query_string"])
             keys: Any = codec.decode_octets(body, table)
+            self._check_count(table, len(keys))
             protocol, wants_found = "octet-stream", False
-        elif content_type.partition(b";")[0].strip().lower() == b"application/json":
+        elif content_type == b"application/json":
+            _no_query(scope["query_string"])
             asked = codec.decode_lookup(body)
             on_missing, dtype, wants_found = asked.on_missing, asked.dtype, asked.found
+            self._check_count(table, len(asked.ids))
             keys = codec.keys_of(asked.ids, table)
-            protocol = "octet-stream" if headers.get(b"accept") == b"application/octet-stream" else "json"
+            protocol = "octet-stream" if b"application/octet-stream" in headers.get(b"accept", b"") else "json"
         else:
-            raise UnsupportedMediaType(
-                f"content type {content_type.decode('latin-1')!r}: send {codec.OCTET_STREAM} or {codec.JSON}"
-            )
+            given = clip(content_type.decode("latin-1"))
+            raise UnsupportedMediaType(f"content type {given}: send {codec.OCTET_STREAM} or {codec.JSON}")
         num_ids = len(keys)
-        codec.check_count(num_ids, self.max_ids)
         fetched = await self.service.lookup(table, keys, on_missing)
         reply = self._reply_headers(snapshot, table, num_ids, fetched.missing, dtype, request_id)
         if protocol == "octet-stream":
@@ -159,6 +178,7 @@ class HotPath:
     async def _many(
         self,
         parts: list[str],
+        scope: Scope,
         headers: Mapping[bytes, bytes],
         receive: Receive,
         send: Send,
@@ -166,11 +186,16 @@ class HotPath:
         began: float,
     ) -> None:
         """`POST /v1/lookup`, `POST /v1/releases/{id}/lookup`: many tables, all from one release."""
-        if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+        if _media_type(headers) != b"application/json":
             raise UnsupportedMediaType(f"a lookup of many tables takes {codec.JSON}")
+        _no_query(scope["query_string"])
         asked = codec.decode_many(await self._body(headers, receive)).tables
-        codec.check_count(sum(len(one.ids) for one in asked.values()), self.max_ids)
         release, tables = self._snapshot().together(list(asked), parts[3] if len(parts) == 5 else None)
+        codec.check_count(sum(len(one.ids) for one in asked.values()), self.max_ids)
+        num_bytes = sum(4 * len(one.ids) * tables[name].embedding_dim for name, one in asked.items())
+        if num_bytes > self.max_reply_bytes:
+            limit = self.max_reply_bytes
+            raise TooManyIds(f"these ids make a reply of {num_bytes:,} bytes; the limit is {limit:,}", limit=limit)
         out = {}
         for name, one in asked.items():
             fetched = await self.service.lookup(tables[name], codec.keys_of(one.ids, tables[name]), one.on_missing)
@@ -188,30 +213,37 @@ class HotPath:
             raise NotReady("tables are still being loaded")
         return self.tables.snapshot
 
+    def _check_count(self, table: Table, num_ids: int) -> None:
+        """TooManyIds when there are more than a request may ask for, or than a reply has room for."""
+        codec.check_count(num_ids, min(self.max_ids, self.max_reply_bytes // (4 * table.embedding_dim)))
+
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         """The whole body, never more of it in memory than is allowed."""
         limit = self.max_body_bytes
-        claimed = headers.get(b"content-length")
-        if claimed is not None and claimed.isdigit() and int(claimed) > limit:
-            raise BodyTooLarge(f"the body has {int(claimed):,} bytes; the limit is {limit:,}", limit=limit)
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body"):
-            if len(body) > limit:
-                raise BodyTooLarge(f"the body has {len(body):,} bytes; the limit is {limit:,}", limit=limit)
-            return body
-        chunks, size = [body], len(body)
-        while message.get("more_body"):
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Disconnected
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > limit:
-                raise BodyTooLarge(f"the body has more than {limit:,} bytes, which is the limit", limit=limit)
-        return b"".join(chunks)
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise UnsupportedMediaType("the body has a Content-Encoding; send it as it is")
+        claimed = headers.get(b"content-length", b"")
+        size = int(claimed) if claimed.isdigit() else None
+        if size is not None and size > limit:
+            raise BodyTooLarge(f"the body has {size:,} bytes; the limit is {limit:,}", limit=limit)
+        body, more = await _receive_part(receive)
+        if more:
+            chunks, num_bytes = [body], len(body)
+            while more:
+                part, more = await _receive_part(receive)
+                chunks.append(part)
+                num_bytes += len(part)
+                if num_bytes > limit:
+                    raise BodyTooLarge(f"the body has more than {limit:,} bytes, which is the limit", limit=limit)
+            body = b"".join(chunks)
+        if size is not None and len(body) != size:
+            raise BadRequest(
+                f"{len(body):,} bytes of the body arrived, Content-Length says {size:,}; "
+                "a request that asks for an Upgrade loses its body"
+            )
+        if len(body) > limit:
+            raise BodyTooLarge(f"the body has {len(body):,} bytes; the limit is {limit:,}", limit=limit)
+        return body
 
     def _reply_headers(
         self, snapshot: Snapshot, table: Table, num_ids: int, missing: int, dtype: str, request_id: bytes
@@ -234,18 +266,35 @@ class HotPath:
             headers.append((b"connection", b"close"))
         return headers
 
-    async def _refuse(self, answer: tuple[int, bytes], request_id: bytes, send: Send) -> None:
+    async def _refuse(self, code: str, answer: tuple[int, bytes], request_id: bytes, send: Send) -> None:
         status, body = answer
-        self.lookups.rejected[_REASONS[status]] += 1
+        self.lookups.rejected[_REASONS.get(code, "malformed")] += 1
         headers = [(b"content-type", MEDIA_TYPE), (b"x-request-id", request_id)]
         if status == 405:
             headers.append((b"allow", b"POST"))
         await _send(send, status, self._last(headers), body)
 
 
+async def _receive_part(receive: Receive) -> tuple[bytes, bool]:
+    """The next part of a body, and whether there is more."""
+    try:
+        message = await receive()
+    except asyncio.CancelledError:
+        raise Draining("the server is shutting down and the request is not complete") from None
+    if message["type"] == "http.disconnect":
+        raise Disconnected
+    return message.get("body", b""), message.get("more_body", False)
+
+
+def _media_type(headers: Mapping[bytes, bytes]) -> bytes:
+    """The body's media type without parameters, in lower case."""
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+
+
 def _is_one(parts: list[str]) -> bool:
     """/v1/tables/{table}/lookup, /v1/tables/{table}/versions|labels/{ref}/lookup."""
-    return parts[2] == "tables" and (len(parts) == 5 or (len(parts) == 7 and parts[4] in ("versions", "labels")))
+    shaped = len(parts) == 5 or (len(parts) == 7 and parts[4] in ("versions", "labels"))
+    return shaped and parts[2] == "tables"
 
 
 def _is_many(parts: list[str]) -> bool:
@@ -259,8 +308,8 @@ def _table(snapshot: Snapshot, parts: list[str]) -> Table:
         return snapshot.table(parts[3])
     if parts[4] == "labels":
         return snapshot.table(parts[3], label=parts[5])
-    if not parts[5].isdecimal() or len(parts[5]) > 18:
-        raise BadRequest(f"version {parts[5][:40]!r} is not a number", table=parts[3])
+    if not NUMBER.fullmatch(parts[5]):
+        raise BadRequest(f"version {clip(parts[5])} is not a version number", table=parts[3])
     return snapshot.table(parts[3], version=int(parts[5]))
 
 
@@ -269,15 +318,24 @@ def _options(query: bytes) -> tuple[str, str]:
     if not query:
         return "zero", "float32"
     try:
-        options = dict(parse_qsl(query.decode("ascii"), keep_blank_values=True, strict_parsing=True))
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, strict_parsing=True)
     except ValueError as error:
         raise BadRequest(f"query string: {error}") from error
-    unknown = set(options) - {"on_missing", "dtype"}
+    options = dict(pairs)
+    unknown = sorted(set(options) - {"on_missing", "dtype"})
     if unknown:
-        raise BadRequest(f"unknown query parameter {sorted(unknown)[0]!r}: there are on_missing and dtype")
+        raise BadRequest(f"unknown query parameter {clip(unknown[0])}: there are on_missing and dtype")
+    if len(options) < len(pairs):
+        raise BadRequest("a query parameter is given twice")
     on_missing, dtype = options.get("on_missing", "zero"), options.get("dtype", "float32")
     codec.check_options(codec.LookupBody(ids=[], on_missing=on_missing, dtype=dtype))
     return on_missing, dtype
+
+
+def _no_query(query: bytes) -> None:
+    """BadRequest when options of a JSON call stand where nobody reads them."""
+    if query:
+        raise BadRequest("a JSON lookup takes on_missing and dtype in its body, not in the query string")
 
 
 def _json_table(table: Table, fetched: Fetched, dtype: str, wants_found: bool) -> dict[str, Any]:

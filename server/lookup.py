@@ -19,8 +19,8 @@ class LookupService:
 
     async def lookup(self, table: Table, keys: Keys, on_missing: str) -> Fetched:
         """Vectors of B keys: float32 [B, D], and which were found."""
-        if self.cache is not None:
-            return await self.cache.lookup(table, keys, on_missing)
         if len(keys) <= self.inline_ids:
+            if self.cache is not None:
+                return await self.cache.lookup(table, keys, on_missing)
             return table.fetch(keys, on_missing)
         return await asyncio.to_thread(table.fetch, keys, on_missing)

@@ -26,7 +26,7 @@ SECONDS = (
 )
 IDS = tuple(float(1 << k) for k in range(17))
 PROTOCOLS = ("octet-stream", "json")
-REASONS = ("malformed", "not_found", "too_large", "id_out_of_range", "not_ready", "internal")
+REASONS = ("malformed", "not_found", "too_large", "id_out_of_range", "not_ready", "draining", "internal")
 STATES = ("loading", "ready", "failed")
 
 
@@ -88,10 +88,6 @@ class Lookups(Collector):
         counts.found += num_ids - missing
         counts.missing += missing
         self.num_ids.observe(num_ids)
-
-    def cache(self, table: str) -> dict[str, int]:
-        """Ids of a table that the Redis tier had (`hit`) and had not (`miss`); add to them."""
-        return self.caches[table]
 
     def collect(self) -> Iterable[Metric]:
         """The families, for prometheus_client."""

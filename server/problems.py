@@ -64,3 +64,8 @@ def problem_of(error: EmbstoreError, instance: str) -> tuple[int, bytes]:
     if error.code not in STATUS:
         return problem("internal", "the server failed to answer this request", instance)
     return problem(error.code, str(error), instance, error.facts)
+
+
+def clip(text: str, length: int = 40) -> str:
+    """What a client sent, quoted, and no more of it than a reader wants."""
+    return repr(text if len(text) <= length else text[:length] + "...")

@@ -48,7 +48,10 @@ def serve(settings: Settings) -> int:
     )
     gc.collect()
     gc.freeze()
-    DrainingServer(config, drain_seconds=settings.drain_seconds).run(sockets=[listener])
+    try:
+        DrainingServer(config, drain_seconds=settings.drain_seconds).run(sockets=[listener])
+    except SystemExit:  # start-up failed, and uvicorn has logged why
+        return 1
     log.info("stopped")
     return 0
 
@@ -60,6 +63,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(2048)
     except OSError as error:
         raise EmbstoreError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
     return listener
@@ -78,3 +82,12 @@ def configure_logging(level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    logging.basicConfig(handlers=[_ToStructlog()], level=logging.WARNING, force=True)
+
+
+class _ToStructlog(logging.Handler):
+    """What libraries log, as events of ours: one shape of line for everything."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        write = log.error if record.levelno >= logging.ERROR else log.warning
+        write(record.getMessage(), logger=record.name, exc_info=record.exc_info)

@@ -1,7 +1,7 @@
 """Every setting of the server: its name, default, limits and help. The only reader of the environment.
 
-Precedence: command-line flag, then environment (`EMBSTORE_<NAME>`), then the TOML file named by `EMBSTORE_CONFIG` or
-`--config`, then the default here.
+Precedence: command-line flag, then environment (`EMBSTORE_<NAME>`), then the TOML file that `EMBSTORE_CONFIG` names,
+then the default here.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import os
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from embstore.errors import ConfigError
+
+EMBEDDED = "embedded"
+"""Value of `redis` for a private Valkey beside the server."""
 
 
 class Settings(BaseSettings):
@@ -40,6 +44,9 @@ class Settings(BaseSettings):
     keep_versions: int = Field(default=2, ge=1, le=100, description="Newest versions of a table that stay loaded.")
     max_ids: int = Field(default=65_536, ge=1, description="Most ids in one request, over all its tables.")
     max_body_bytes: int = Field(default=4 << 20, ge=1024, description="Most bytes in one request body.")
+    max_reply_bytes: int = Field(
+        default=64 << 20, ge=1024, description="Most bytes of float32 vectors in one reply, whatever type is sent."
+    )
     inline_ids: int = Field(
         default=8_192, ge=0, description="Up to this many ids are looked up on the event loop, more in a thread."
     )
@@ -47,8 +54,16 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         default=1.0, ge=0, description="After SIGTERM, how long to go on serving while readiness already says no."
     )
-    shutdown_seconds: int = Field(default=30, ge=1, description="How long requests in flight may take to end.")
+    shutdown_seconds: int = Field(default=20, ge=1, description="How long requests in flight may take to end.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+
+    @field_validator("redis")
+    @classmethod
+    def _is_redis(cls, value: str | None) -> str | None:
+        """`embedded`, or a URL that redis-py takes."""
+        if value not in (None, EMBEDDED) and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError(f"must be {EMBEDDED!r} or a URL that begins with redis://, rediss:// or unix://")
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -94,7 +109,7 @@ def read_settings(**flags: Any) -> Settings:
 def redacted(settings: Settings) -> dict[str, Any]:
     """Settings as plain values, with passwords in URLs hidden."""
     values: dict[str, Any] = settings.model_dump(mode="json")
-    if settings.redis and "@" in settings.redis:
-        scheme, _, rest = settings.redis.partition("://")
-        values["redis"] = f"{scheme}://***@{rest.rpartition('@')[2]}"
+    if settings.redis and settings.redis != EMBEDDED:
+        url = urlsplit(settings.redis)
+        values["redis"] = f"{url.scheme}://{url.hostname or ''}{f':{url.port}' if url.port else ''}"
     return values

@@ -12,14 +12,23 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 import structlog
 
-from embstore.errors import EmbstoreError, LabelNotFound, ReleaseNotFound, TableNotFound, VersionNotFound
+from embstore.errors import (
+    EmbstoreError,
+    LabelNotFound,
+    NotReady,
+    ReleaseNotFound,
+    StoreError,
+    TableNotFound,
+    VersionNotFound,
+)
+from embstore.labels import Label
 from embstore.publish import Store
-from embstore.store import LATEST, Label, Release
+from embstore.store import LATEST, Release
 from embstore.table import Table
 from server.metrics import Metrics
 from server.preread import Preread
@@ -30,10 +39,11 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class Status:
-    """What became of a version: loading, ready or failed, and why."""
+    """What became of a version: loading, ready or failed, why, and whether that is the last word."""
 
     state: str
     reason: str = ""
+    final: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,24 +55,27 @@ class Snapshot:
     loaded: Mapping[Key, Table] = field(default_factory=dict)
     releases: Mapping[str, Mapping[str, Table]] = field(default_factory=dict)
     release_of: Mapping[Key, str] = field(default_factory=dict)
+    unserved: Set[str] = frozenset()
 
     def table(self, name: str, *, version: int | None = None, label: str | None = None) -> Table:
         """A table by version, by label, or the latest; NotFound errors say what there is."""
         if version is None and label is None:
             found = self.latest.get(name)
-        elif version is not None:
-            found = self.loaded.get((name, version))
+        elif label is not None:
+            found = self.labels.get((name, label))
         else:
-            found = self.labels.get((name, label or LATEST))
+            found = self.loaded.get((name, version or 0))
         if found is not None:
             return found
+        if name in self.unserved and version is None and label in (None, LATEST):
+            raise NotReady(f"no version of table {name!r} can be served", table=name)
         versions = sorted(v for n, v in self.loaded if n == name)
         if not versions:
             raise TableNotFound(name, "is being served")
         if version is not None:
             raise VersionNotFound(name, version, f" loaded; loaded are {', '.join(map(str, versions))}")
         labels = sorted(known for n, known in self.labels if n == name)
-        raise LabelNotFound(name, label or LATEST, f"; it has {', '.join(labels) or 'none'}")
+        raise LabelNotFound(name, LATEST if label is None else label, f"; it has {', '.join(labels) or 'none'}")
 
     def together(self, names: list[str], release: str | None) -> tuple[str | None, dict[str, Table]]:
         """Tables of one release, with its id: the one asked for, or the one now serving all of them.
@@ -101,6 +114,7 @@ class Registry:
         self.started = False
         self.problem: str | None = None
         self._status: dict[Key, Status] = {}
+        self._reported: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="tables", daemon=True)
 
@@ -134,74 +148,93 @@ class Registry:
 
     def refresh(self) -> None:
         """One look at the store: load what is new, swap if anything that is served changed."""
-        before = self.snapshot
-        names = self.store.tables()
-        targets = {(name, label): at for name in names for label, at in self.store.labels(name).items()}
-        releases = {release.id: release for release in self.store.releases()}
-        newest = {name: self.store.versions(name)[-self.keep_versions :] for name in names}
-        wanted = [(name, at.version) for (name, _), at in targets.items()]
-        loaded = self._load(wanted, dict(before.loaded))
-        if not before.latest:  # nothing to fall back on yet: go live first, load the spare versions on the next look
-            spare = [(n, v) for (n, v) in wanted if (n, v) not in loaded for v in newest[n]]
-        else:
-            spare = [(name, version) for name in names for version in newest[name]]
-        loaded = self._load(spare, loaded)
-        served = {key: self._serve(key, at, releases, loaded, before) for key, at in targets.items()}
-        kept = {(t.name, t.version) for t in served.values() if t} | set(wanted) | set(spare)
+        before, survey = self.snapshot, self.store.survey()
+        if before.loaded and not survey.versions:
+            raise StoreError(f"{self.store.root} has no tables any more")
+        self._report(survey.damaged)
+        loaded = dict(before.loaded)
+        served = {key: self._serve(key, at, survey.releases, loaded, before) for key, at in survey.labels.items()}
+        served |= {key: before.labels.get(key) for key in survey.unread}
+        spare: list[Key] = []
+        if before.latest:  # what is asked for first comes first: the spare versions wait for the second look
+            spare = [(name, n) for name, versions in survey.versions.items() for n in versions[-self.keep_versions :]]
+            for key in spare:
+                self._obtain(key, loaded)
+        kept = {(table.name, table.version) for table in served.values() if table} | set(spare)
         after = _snapshot(
             {key: table for key, table in served.items() if table},
             {key: table for key, table in loaded.items() if key in kept},
-            releases,
+            survey.releases,
+            {name for (name, label), table in served.items() if label == LATEST and table is None},
         )
-        if (after.labels, after.loaded, after.releases) != (before.labels, before.loaded, before.releases):
+        if after != before:
             self._swap(before, after)
-
-    def _load(self, keys: list[Key], loaded: dict[Key, Table]) -> dict[Key, Table]:
-        """`loaded` and those of `keys` that can be; a version that failed verification is not tried again."""
-        for key in dict.fromkeys(keys):
-            if key in loaded or self._status.get(key, Status("")).state == "failed":
-                continue
-            name, version = key
-            self._status[key] = Status("loading")
-            begin = time.perf_counter()
-            try:
-                stored = self.preread.take(name, version) if self.preread else None
-                stored = stored or self.store.read_version(name, version)
-                loaded[key] = self.store.verified_table(stored, device=self.device)
-            except EmbstoreError as error:
-                self._status[key] = Status("failed", str(error))
-                self.metrics.loads.labels("failed").inc()
-                log.error("version refused", table=name, version=version, error=str(error))
-                continue
-            seconds = time.perf_counter() - begin
-            self._status[key] = Status("ready")
-            self.metrics.loads.labels("ok").inc()
-            self.metrics.load_seconds.observe(seconds)
-            self.metrics.lookups.add_table(name)
-            log.info("version loaded", table=name, version=version, seconds=round(seconds, 3))
-        return loaded
 
     def _serve(
         self,
         key: tuple[str, str],
         at: Label,
         releases: Mapping[str, Release],
-        loaded: Mapping[Key, Table],
+        loaded: dict[Key, Table],
         before: Snapshot,
     ) -> Table | None:
-        """The table to serve for a label: its target if all of the target's release is loaded, else the last good."""
+        """The table to serve for a label: its target, or the last position before it that can be served whole."""
         name, label = key
-        release = releases.get(at.release or "")
-        needed = release.tables.items() if release else [(name, at.version)]
-        if all(version_key in loaded for version_key in needed) and (name, at.version) in loaded:
-            return loaded[name, at.version]
-        if key in before.labels:
-            return before.labels[key]
-        older = [v for n, v in loaded if n == name and v < at.version]
-        if older:
-            log.error("serving an older version", table=name, label=label, wanted=at.version, version=max(older))
-            return loaded[name, max(older)]
-        return None
+        position: Label | None = at
+        while position is not None:
+            release = releases.get(position.release or "")
+            needed = set(release.tables.items()) if release else set()
+            if all([self._obtain(other, loaded) for other in needed | {(name, position.version)}]):
+                table = loaded[name, position.version]
+                if position is not at and before.labels.get(key) is not table:
+                    log.error(
+                        "serving an older version", table=name, label=label, wanted=at.version, version=table.version
+                    )
+                return table
+            position = position.back()
+        return before.labels.get(key)
+
+    def _obtain(self, key: Key, loaded: dict[Key, Table]) -> bool:
+        """Whether this version is loaded, after trying; one that failed verification is not tried again."""
+        if key in loaded:
+            return True
+        known = self._status.get(key)
+        if known and known.final:
+            return False
+        name, version = key
+        self._status[key] = known or Status("loading")
+        begin = time.perf_counter()
+        try:
+            stored = self.preread.take(name, version) if self.preread else None
+            stored = stored or self.store.read_version(name, version)
+            table = self.store.verified_table(stored, device=self.device)
+        except Exception as error:
+            self._refuse(key, error)
+            return False
+        seconds = time.perf_counter() - begin
+        self._status[key] = Status("ready")
+        self.metrics.loads.labels("ok").inc()
+        self.metrics.load_seconds.observe(seconds)
+        self.metrics.lookups.add_table(name)
+        loaded[key] = table
+        log.info("version loaded", table=name, version=version, seconds=round(seconds, 3))
+        return True
+
+    def _refuse(self, key: Key, error: Exception) -> None:
+        """Keep why a version cannot be served; a disk that fails is asked again at the next look."""
+        status = Status("failed", str(error) or type(error).__name__, final=not isinstance(error, StoreError))
+        if self._status.get(key) != status:
+            self.metrics.loads.labels("failed").inc()
+            unexpected = None if isinstance(error, EmbstoreError) else error
+            log.error("version refused", table=key[0], version=key[1], error=status.reason, exc_info=unexpected)
+        self._status[key] = status
+
+    def _report(self, damaged: list[str]) -> None:
+        """Log each damaged file of the store once."""
+        for line in damaged:
+            if line not in self._reported:
+                log.error("damaged file in the store", error=line)
+        self._reported = set(damaged)
 
     def _swap(self, before: Snapshot, after: Snapshot) -> None:
         self.snapshot = after
@@ -216,7 +249,7 @@ class Registry:
 
 
 def _snapshot(
-    labels: dict[tuple[str, str], Table], loaded: dict[Key, Table], releases: Mapping[str, Release]
+    labels: dict[tuple[str, str], Table], loaded: dict[Key, Table], releases: Mapping[str, Release], unserved: Set[str]
 ) -> Snapshot:
     complete = {
         release.id: {name: loaded[name, version] for name, version in release.tables.items()}
@@ -229,4 +262,4 @@ def _snapshot(
         for release_id, tables in complete.items()  # ascending: the newest release of a version wins
         for name, table in tables.items()
     }
-    return Snapshot(latest, labels, loaded, complete, release_of)
+    return Snapshot(latest, labels, loaded, complete, release_of, unserved)

@@ -75,6 +75,23 @@ def test_a_new_version_never_reads_the_old_ones_rows(server: ServerProcess, tmp_
         np.testing.assert_array_equal(client.lookup("item", [1, 2, 3]).vectors, -VECTORS[1:4])
 
 
+def test_stores_that_share_a_redis_do_not_mix(server: ServerProcess, valkey: ValkeyServer, tmp_path: Path) -> None:
+    """The same arrays under the same name and version, read by another scheme's formula, are other rows."""
+    tables = {"quotient": np.full((2, DIM), 3, np.float32), "remainder": np.full((2, DIM), 5, np.float32)}
+    database, answers = redis.Redis(port=valkey.port), []
+    for number, op in enumerate(("mult", "add"), start=1):
+        folder = tmp_path / op
+        parameters = {"num_embeddings": 4, "embedding_dim": DIM, "num_buckets": 2, "op": op}
+        embstore.open_store(folder).publish("item", tables, scheme="qr", parameters=parameters)
+        with (
+            serving(folder, tmp_path / f"log-{op}", redis=valkey.connection_url, cache="on", env=PATIENT) as other,
+            EmbeddingClient(other.url, timeout_s=30) as client,
+        ):
+            answers.append(client.lookup("item", [1]).vectors[0, 0])
+            other.wait_until(lambda rows=number: database.dbsize() == rows, "the row to be written")
+    assert answers == [15, 8]
+
+
 def test_values_of_the_wrong_size_are_not_rows(server: ServerProcess, valkey: ValkeyServer) -> None:
     """A value that somebody shortened is a miss, not a vector."""
     with EmbeddingClient(server.url, timeout_s=30) as client:
@@ -96,6 +113,11 @@ def test_lookups_survive_redis_dying_or_freezing(
         for start in range(0, 100, 5):
             check(client, [start, start + 1, NUM + 1])
         os.kill(valkey._process.pid, signal.SIGCONT)
+    text = httpx.get(f"{server.url}/metrics").text
+    errors = sum(
+        float(line.split()[-1]) for line in text.splitlines() if line.startswith("embstore_cache_errors_total")
+    )
+    assert 1 <= errors <= 4  # of twenty lookups: the breaker kept the others away from Redis
     assert any(event["event"].startswith("redis failed") for event in server.events())
 
 

@@ -227,7 +227,31 @@ OCTET_CASES: dict[str, tuple[str, bytes, dict[str, str], int, str]] = {
     "table path": ("../../etc/passwd/lookup", bytes(8), OCTETS, 404, "not_found"),
     "version": ("full-dense/versions/9/lookup", bytes(8), OCTETS, 404, "version_not_found"),
     "version word": ("full-dense/versions/new/lookup", bytes(8), OCTETS, 400, "malformed_request"),
+    "version zeros": ("full-dense/versions/001/lookup", bytes(8), OCTETS, 400, "malformed_request"),
     "label": ("full-dense/labels/canary/lookup", bytes(8), OCTETS, 404, "label_not_found"),
+    "empty label": ("full-dense/labels//lookup", bytes(8), OCTETS, 404, "label_not_found"),
+    "twice": ("full-dense/lookup?on_missing=error&on_missing=zero", bytes(8), OCTETS, 400, "malformed_request"),
+    "encoded": (
+        "full-dense/lookup",
+        bytes(8),
+        OCTETS | {"Content-Encoding": "gzip"},
+        415,
+        "unsupported_media_type",
+    ),
+    "upgrade": (
+        "full-dense/lookup",
+        bytes(8),
+        OCTETS | {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQ"},
+        400,
+        "malformed_request",
+    ),
+    "query beside JSON": (
+        "full-dense/lookup?on_missing=error",
+        b'{"ids": [1]}',
+        {"Content-Type": "application/json"},
+        400,
+        "malformed_request",
+    ),
 }
 
 
@@ -237,6 +261,41 @@ def test_bad_octet_requests_are_clear_problems(server: ServerProcess, case: str)
     path, body, headers, status, code = OCTET_CASES[case]
     reply = httpx.post(f"{server.url}/v1/tables/{path}", content=body, headers=headers)
     assert (reply.status_code, reply.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize("media_type", ["Application/Octet-Stream", "application/octet-stream; charset=binary"])
+def test_media_types_are_compared_as_the_standard_says(server: ServerProcess, media_type: str) -> None:
+    """Case and parameters of a media type do not matter."""
+    url = f"{server.url}/v1/tables/full-dense/lookup"
+    assert httpx.post(url, content=bytes(8), headers={"Content-Type": media_type}).status_code == 200
+    headers = {"Content-Type": "application/json", "Accept": "application/octet-stream, */*;q=0.1"}
+    assert httpx.post(url, content=b'{"ids":[0]}', headers=headers).content == expected("full", [0]).tobytes()
+
+
+def test_a_reply_is_bounded_in_bytes(tmp_path: Path) -> None:
+    """Wide vectors lower the number of ids: the reply that would be too large is never made."""
+    embstore.open_store(tmp_path / "store").publish("wide", np.ones((2, 8192), np.float32))
+    with serving(tmp_path / "store", tmp_path / "log", env={"EMBSTORE_MAX_REPLY_BYTES": "1000000"}) as small:
+        url = f"{small.url}/v1/tables/wide/lookup"
+        assert len(httpx.post(url, content=bytes(8 * 30), headers=OCTETS).content) == 30 * 4 * 8192
+        refused = httpx.post(url, content=bytes(8 * 31), headers=OCTETS)
+        assert (refused.status_code, refused.json()["code"], refused.json()["limit"]) == (413, "too_many_ids", 30)
+        many = httpx.post(f"{small.url}/v1/lookup", json={"tables": {"wide": {"ids": [0] * 31}}})
+        assert (many.status_code, many.json()["code"]) == (413, "too_many_ids")
+
+
+def test_every_reply_carries_the_requests_id(server: ServerProcess) -> None:
+    """Echoed or made, on lookups, on everything else and in problems."""
+    given = {"X-Request-ID": "given-7"}
+    for reply in (
+        httpx.get(f"{server.url}/v1/tables", headers=given),
+        httpx.get(f"{server.url}/nothing", headers=given),
+        httpx.post(f"{server.url}/v1/tables/full-dense/lookup", content=bytes(8), headers=OCTETS | given),
+    ):
+        assert reply.headers["X-Request-ID"] == "given-7"
+    made = httpx.get(f"{server.url}/nothing")
+    assert made.json()["instance"] == made.headers["X-Request-ID"]
+    assert "Location" not in httpx.get(f"{server.url}/v1/tables/").headers
 
 
 def test_unknown_release_and_mixed_tables_are_not_found(server: ServerProcess) -> None:

@@ -1,0 +1,63 @@
+"""The publish street: events in, one release of two tables out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+
+import torch
+
+from embstore.errors import ConfigError
+from embstore.publish import Store
+from embstore.train.config import TrainConfig
+from embstore.train.data import read_dataset
+from embstore.train.evaluate import Judge
+from embstore.train.loop import Examples, fit
+from embstore.train.model import make_model
+from embstore.train.progress import Reporter
+from embstore.train.result import TrainResult, describe_data, describe_model, in_words, published_table, to_publish
+
+
+def train(config: TrainConfig, store: Store, *, report: Reporter, device: str = "auto") -> TrainResult:
+    """Train both tables as the config says and publish them as one release; after an error nothing is published."""
+    started = time.perf_counter()
+    on = pick_device(device)
+    dataset = read_dataset(config.data, config.seed)
+    report.note(f"read {describe_data(dataset)}")
+    model = make_model(config, len(dataset.users), len(dataset.items)).to(on)
+    report.note(f"training on {on.type}: {describe_model(model)}")
+
+    validation = Judge(config, dataset, dataset.validation, dataset.history, on)
+    examples = Examples(dataset, config.training, config.seed, on)
+    fitted = fit(model, examples, config.training, lambda: validation.ndcg(model), report)
+
+    test = Judge(config, dataset, dataset.test, dataset.known, on)
+    metrics, popularity = test.metrics(model), test.popularity()
+    report.note(f"test: {in_words(metrics)}; popularity: {in_words(popularity)}")
+
+    figures = metrics | {f"popularity_{name}": value for name, value in popularity.items()} | asdict(fitted)
+    publications = to_publish(model, dataset, figures | {"seed": config.seed}, config.publish.num_hot_ids)
+    release = store.publish_release(publications, label=config.publish.label)
+    tables = {name: published_table(table, release.tables[name]) for name, table in model.tables().items()}
+    report.note(f"published release {release.id}: {', '.join(f'{n} version {t.version}' for n, t in tables.items())}")
+    return TrainResult(
+        release=release.id,
+        tables=tables,
+        metrics=metrics,
+        popularity=popularity,
+        fit=fitted,
+        num_train_events=len(dataset.train),
+        num_test_events=len(dataset.test),
+        seconds=time.perf_counter() - started,
+        device=on.type,
+        seed=config.seed,
+    )
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one; ConfigError for a device that is not there."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device must be auto, cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but this machine has no CUDA device that torch can use")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
