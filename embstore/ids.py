@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -65,10 +68,8 @@ class Dense(IdSpace):
 
     def rows(self, keys: Keys) -> tuple[Int64s, int]:
         """The keys themselves when all are in range (no copy)."""
-        from embstore.kernels.numba_ids import count_outside
-
         ids = as_int64(keys)
-        missing = int(count_outside(ids, self.num_ids))
+        missing = int(_kernels().count_outside(ids, self.num_ids))
         if missing:
             ids = np.where((ids >= 0) & (ids < self.num_ids), ids, -1)
         return ids, missing
@@ -125,21 +126,17 @@ class Int64Vocabulary(Vocabulary):
     @classmethod
     def build(cls, keys: Int64s) -> Int64Vocabulary:
         """Hash the keys; DataError on a duplicate."""
-        from embstore.kernels.numba_ids import fill_int64
-
         slots, duplicate = cls._empty_slots(len(keys)), np.empty(1, np.int64)
-        fill_int64(keys, slots, duplicate)
+        _kernels().fill_int64(keys, slots, duplicate)
         if duplicate[0] >= 0:
             raise DataError(f"key {int(keys[duplicate[0]])} is in the vocabulary twice")
         return cls(keys, slots)
 
     def rows(self, keys: Keys) -> tuple[Int64s, int]:
         """One probe sequence per key."""
-        from embstore.kernels.numba_ids import find_int64
-
         wanted = as_int64(keys)
         rows = np.empty(len(wanted), np.int64)
-        missing = find_int64(self.keys_N, self.slots_C1, wanted, rows)
+        missing = _kernels().find_int64(self.keys_N, self.slots_C1, wanted, rows)
         return rows, int(missing)
 
     def hashed_rows(self, keys: Keys, num_rows: int) -> Int64s:
@@ -173,32 +170,26 @@ class StringVocabulary(Vocabulary):
     @classmethod
     def build(cls, keys: Sequence[str]) -> StringVocabulary:
         """Hash the keys; DataError on a duplicate."""
-        from embstore.kernels.numba_ids import fill_string
-
         data, offsets = _pack(keys)
         stored: NDArray[Any] = offsets.astype(np.uint32) if len(data) < 1 << 32 else offsets
         slots, duplicate = cls._empty_slots(len(keys)), np.empty(1, np.int64)
-        fill_string(data, stored, slots, duplicate)
+        _kernels().fill_string(data, stored, slots, duplicate)
         if duplicate[0] >= 0:
             raise DataError(f"key {keys[int(duplicate[0])]!r} is in the vocabulary twice")
         return cls(data, stored, slots)
 
     def rows(self, keys: Keys) -> tuple[Int64s, int]:
         """One probe sequence per key, compared byte by byte."""
-        from embstore.kernels.numba_ids import find_string
-
         wanted, wanted_offsets = _pack(keys)
         rows = np.empty(len(wanted_offsets) - 1, np.int64)
-        missing = find_string(self.data, self.offsets, self.slots_C1, wanted, wanted_offsets, rows)
+        missing = _kernels().find_string(self.data, self.offsets, self.slots_C1, wanted, wanted_offsets, rows)
         return rows, int(missing)
 
     def hashed_rows(self, keys: Keys, num_rows: int) -> Int64s:
         """Hash of the key's bytes."""
-        from embstore.kernels.numba_ids import hash_strings
-
         data, offsets = _pack(keys)
         hashes = np.empty(len(offsets) - 1, np.int64)
-        hash_strings(data, offsets, hashes)
+        _kernels().hash_strings(data, offsets, hashes)
         return bucket(hashes, num_rows)
 
     def keys(self, rows: Int64s) -> list[str]:
@@ -209,6 +200,12 @@ class StringVocabulary(Vocabulary):
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Bytes, offsets and slots."""
         return {PREFIX + "bytes": self.data, PREFIX + "offsets": self.offsets, PREFIX + "slots": self.slots_C1}
+
+
+@cache
+def _kernels() -> ModuleType:
+    """Compiled loops, loaded when they are first needed."""
+    return import_module("embstore.kernels.numba_ids")
 
 
 def as_int64(keys: Keys) -> Int64s:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -52,7 +53,7 @@ class Table:
     fingerprint: str = ""
     """Digest of the manifest: the same for the same version of the same store, and for nothing else."""
 
-    @property
+    @cached_property
     def embedding_dim(self) -> int:
         """Floats in one vector."""
         return self.config.embedding_dim
@@ -70,7 +71,7 @@ class Table:
         `error`: IdOutOfRange. TypeError when the keys are not what this table's id space takes.
         """
         rows_B, missing = self.ids.rows(keys)
-        vectors_BD = np.empty((len(rows_B), self.config.embedding_dim), np.float32)
+        vectors_BD = np.empty((len(rows_B), self.embedding_dim), np.float32)
         found_B = None
         if missing:
             found_B = rows_B >= 0

@@ -31,18 +31,20 @@ def serve(settings: Settings) -> int:
 
     from server.app import create_app
     from server.drain import DrainingServer
+    from server.protocol import LookupProtocol
 
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a start time beside every counter says nothing
     config = uvicorn.Config(
         create_app(settings, preread),
         loop="uvloop",
-        http="httptools",
+        http=LookupProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=settings.keepalive_seconds,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
