@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from embstore.errors import ConfigError, Conflict, EmbstoreError, NotFound, VerificationFailed
+from embstore.render import console, curl_lines, facts, listing, show, training_table, vectors_table
 
 app = typer.Typer(
     name="embstore",
@@ -84,8 +85,8 @@ def demo(
         config = load_config(write_demo(folder, seed=seed))
         with make_reporter() as report:
             result = run_training(config, store, report=report)
-        _console().print(_training_table(result))
-    _console().print(_curl_lines(store, folder), markup=False, highlight=False, soft_wrap=True)
+        console().print(training_table(result))
+    console().print(curl_lines(store, folder), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -108,7 +109,7 @@ def train(
     settings = load_config(config, set_ or [])
     with make_reporter(silent=json) as report:
         result = run_training(settings, embstore.open_store(store), report=report, device=device)
-    _show(json, result.to_json(), lambda: _training_table(result))
+    show(json, result.to_json(), lambda: training_table(result))
 
 
 @app.command()
@@ -125,7 +126,7 @@ def publish(
 
     version = embstore.open_store(store).publish(table, file, label=None if no_promote else label)
     moved = None if no_promote else label
-    _show(
+    show(
         json,
         {"table": table, "version": version, "label": moved},
         lambda: f"published {table} version {version}" + (f", label {moved} moved to it" if moved else ""),
@@ -160,7 +161,7 @@ def list_(store: StoreOption = DEFAULT_STORE, json: JsonOption = False) -> None:
                 }
             )
     releases = [{"release": r.id, "tables": r.tables, "created": r.created} for r in files.releases()]
-    _show(json, {"versions": tables, "releases": releases}, lambda: _listing(tables, releases))
+    show(json, {"versions": tables, "releases": releases}, lambda: listing(tables, releases))
 
 
 @app.command()
@@ -201,7 +202,7 @@ def inspect(
         "metrics": manifest.metrics,
         "verified": True,
     }
-    _show(json, about, lambda: _facts(about))
+    show(json, about, lambda: facts(about))
 
 
 @app.command()
@@ -219,7 +220,7 @@ def promote(
     number = opened.load(table, version).version
     with opened.turn():
         opened.set_label(table, label, number)
-    _show(
+    show(
         json,
         {"table": table, "label": label, "version": number},
         lambda: f"label {label} of {table} points at version {number}",
@@ -265,7 +266,7 @@ def config(json: JsonOption = False) -> None:
     from server.settings import read_settings, redacted
 
     settings = redacted(read_settings())
-    _show(json, settings, lambda: _facts(settings))
+    show(json, settings, lambda: facts(settings))
 
 
 @app.command()
@@ -284,7 +285,7 @@ def lookup(
     else:
         rows, found, number = _lookup_over_http(url, table, ids, version, on_missing)
     about = {"table": table, "version": number, "vectors": rows, "found": found}
-    _show(json, about, lambda: _vectors_table(table, number, ids, rows, found))
+    show(json, about, lambda: vectors_table(table, number, ids, rows, found))
 
 
 def _lookup_in_store(store: Path, table: str, ids: list[str], version: str, on_missing: str) -> Any:
@@ -320,109 +321,3 @@ def _integers(table: str, ids: list[str]) -> list[int]:
         if not re.fullmatch(r"-?[0-9]{1,19}", text) or not -(1 << 63) <= int(text) < 1 << 63:
             raise ConfigError(f"table {table!r} has 64-bit integer ids, got {text!r}")
     return [int(text) for text in ids]
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(markup=False)  # names and keys may hold brackets
-
-
-def _show(json: bool, value: Any, for_people: Any) -> None:
-    """JSON on stdout, or what `for_people()` makes of it."""
-    if json:
-        import orjson
-
-        text = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode()
-        sys.stdout.write(text + "\n")
-    else:
-        _console().print(for_people(), highlight=False)
-
-
-def _table(*columns: str, title: str | None = None) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
-    for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
-    return table
-
-
-def _listing(versions: list[dict[str, Any]], releases: list[dict[str, Any]]) -> Any:
-    from rich.console import Group
-    from rich.text import Text
-
-    table = _table("table", ">version", "labels", "scheme", ">ids", ">dim", ">bytes", "created")
-    for v in versions:
-        if "error" in v:
-            table.add_row(v["table"], str(v["version"]), Text(v["error"], style="red"))
-            continue
-        row = (v["table"], v["version"], ", ".join(v["labels"]), v["scheme"], f"{v['ids']:,}", v["dim"])
-        table.add_row(*map(str, row), f"{v['num_bytes']:,}", v["created"][:19])
-    shown = _table("release", "tables", "created")
-    for r in releases:
-        shown.add_row(r["release"], ", ".join(f"{t} {n}" for t, n in r["tables"].items()), r["created"][:19])
-    if not versions:
-        return "no tables in this store"
-    return Group(table, shown) if releases else table
-
-
-def _facts(about: dict[str, Any]) -> Any:
-    table = _table("what", "value")
-    for name, value in about.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{k}={v}" for k, v in value.items())
-        table.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
-    return table
-
-
-def _vectors_table(table: str, version: int, ids: list[str], rows: list[list[float]], found: list[bool]) -> Any:
-    shown = _table("id", "found", f"vector ({len(rows[0])} floats)" if rows else "vector", title=f"{table} v{version}")
-    for key, row, there in zip(ids, rows, found, strict=True):
-        text = ", ".join(f"{x:.4f}" for x in row[:6]) + (", ..." if len(row) > 6 else "")
-        shown.add_row(key, "yes" if there else "no", text)
-    return shown
-
-
-def _training_table(result: Any) -> Any:
-    from rich.console import Group
-
-    quality = _table("test metric", ">trained", ">popularity")
-    for name, value in result.metrics.items():
-        quality.add_row(name, f"{value:.4f}", f"{result.popularity[name]:.4f}")
-    tables = _table("table", ">version", "scheme", ">ids", ">dim", ">bytes", ">ratio")
-    for name, t in result.tables.items():
-        sizes = (f"{t.num_embeddings:,}", str(t.embedding_dim), f"{t.num_bytes:,}", f"{t.ratio:.1f}x")
-        tables.add_row(name, str(t.version), t.scheme, *sizes)
-    return Group(quality, tables, f"release {result.release}, {result.seconds:.1f} s on {result.device}")
-
-
-def _curl_lines(store: Any, folder: Path) -> str:
-    """Three lines that work as they are, once the server runs."""
-    tables = store.tables()
-    hot = {name: store.manifest(name, store.resolve(name)).hot_ids[:2] for name in tables}
-    url = "http://127.0.0.1:8000"
-
-    def body(value: Any) -> str:
-        import orjson
-
-        return orjson.dumps(value).decode()
-
-    first, last = tables[0], tables[-1]
-    many = {"tables": {name: {"ids": hot[name]} for name in tables}}
-    octets = "".join(f"\\x{byte:02x}" for key in hot[last] for byte in int(key).to_bytes(8, "little", signed=True))
-    binary = f"curl {url}/v1/tables/{last}/lookup -H 'Content-Type: application/octet-stream' --data-binary @- -s"
-    return "\n".join(
-        [
-            "",
-            f"The demo store is in {folder / 'store'}. Once a server serves it, in another terminal:",
-            "",
-            f"curl {url}/v1/tables/{first}/lookup -H 'Content-Type: application/json' -d '{body({'ids': hot[first]})}'",
-            "",
-            f"curl {url}/v1/lookup -H 'Content-Type: application/json' -d '{body(many)}'",
-            "",
-            f"printf '{octets}' | {binary} | od -A d -t f4 | head -4",
-            "",
-        ]
-    )

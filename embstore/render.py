@@ -1,0 +1,119 @@
+"""What commands print: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def console() -> Any:
+    """Where tables go; names and keys may hold brackets, so nothing is markup."""
+    from rich.console import Console
+
+    return Console(markup=False)
+
+
+def show(json: bool, value: Any, for_people: Callable[[], Any]) -> None:
+    """JSON on stdout, or what `for_people()` makes of it."""
+    if json:
+        import orjson
+
+        text = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode()
+        sys.stdout.write(text + "\n")
+    else:
+        console().print(for_people(), highlight=False)
+
+
+def _table(*columns: str, title: str | None = None) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table
+
+
+def listing(versions: list[dict[str, Any]], releases: list[dict[str, Any]]) -> Any:
+    """Versions and releases of a store."""
+    from rich.console import Group
+    from rich.text import Text
+
+    table = _table("table", ">version", "labels", "scheme", ">ids", ">dim", ">bytes", "created")
+    for v in versions:
+        if "error" in v:
+            table.add_row(v["table"], str(v["version"]), Text(v["error"], style="red"))
+            continue
+        row = (v["table"], v["version"], ", ".join(v["labels"]), v["scheme"], f"{v['ids']:,}", v["dim"])
+        table.add_row(*map(str, row), f"{v['num_bytes']:,}", v["created"][:19])
+    shown = _table("release", "tables", "created")
+    for r in releases:
+        shown.add_row(r["release"], ", ".join(f"{t} {n}" for t, n in r["tables"].items()), r["created"][:19])
+    if not versions:
+        return "no tables in this store"
+    return Group(table, shown) if releases else table
+
+
+def facts(about: dict[str, Any]) -> Any:
+    """One name and value per line."""
+    table = _table("what", "value")
+    for name, value in about.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k}={v}" for k, v in value.items())
+        table.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+    return table
+
+
+def vectors_table(table: str, version: int, ids: list[str], rows: list[list[float]], found: list[bool]) -> Any:
+    """Ids with the beginning of their vectors."""
+    shown = _table("id", "found", f"vector ({len(rows[0])} floats)" if rows else "vector", title=f"{table} v{version}")
+    for key, row, there in zip(ids, rows, found, strict=True):
+        text = ", ".join(f"{x:.4f}" for x in row[:6]) + (", ..." if len(row) > 6 else "")
+        shown.add_row(key, "yes" if there else "no", text)
+    return shown
+
+
+def training_table(result: Any) -> Any:
+    """What a training run reached, and what it published."""
+    from rich.console import Group
+
+    quality = _table("test metric", ">trained", ">popularity")
+    for name, value in result.metrics.items():
+        quality.add_row(name, f"{value:.4f}", f"{result.popularity[name]:.4f}")
+    tables = _table("table", ">version", "scheme", ">ids", ">dim", ">bytes", ">ratio")
+    for name, t in result.tables.items():
+        sizes = (f"{t.num_embeddings:,}", str(t.embedding_dim), f"{t.num_bytes:,}", f"{t.ratio:.1f}x")
+        tables.add_row(name, str(t.version), t.scheme, *sizes)
+    return Group(quality, tables, f"release {result.release}, {result.seconds:.1f} s on {result.device}")
+
+
+def curl_lines(store: Any, folder: Path) -> str:
+    """Three lines that work as they are, once the server runs."""
+    tables = store.tables()
+    hot = {name: store.manifest(name, store.resolve(name)).hot_ids[:2] for name in tables}
+    url = "http://127.0.0.1:8000"
+
+    def body(value: Any) -> str:
+        import orjson
+
+        return orjson.dumps(value).decode()
+
+    first, last = tables[0], tables[-1]
+    many = {"tables": {name: {"ids": hot[name]} for name in tables}}
+    octets = "".join(f"\\{byte:03o}" for key in hot[last] for byte in int(key).to_bytes(8, "little", signed=True))
+    binary = f"curl {url}/v1/tables/{last}/lookup -H 'Content-Type: application/octet-stream' --data-binary @- -s"
+    return "\n".join(
+        [
+            "",
+            f"The demo store is in {folder / 'store'}. Once a server serves it, in another terminal:",
+            "",
+            f"curl {url}/v1/tables/{first}/lookup -H 'Content-Type: application/json' -d '{body({'ids': hot[first]})}'",
+            "",
+            f"curl {url}/v1/lookup -H 'Content-Type: application/json' -d '{body(many)}'",
+            "",
+            f"printf '{octets}' | {binary} | od -A d -t f4 | head -4",
+            "",
+        ]
+    )
