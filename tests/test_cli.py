@@ -116,7 +116,7 @@ def test_from_a_file_to_vectors(tmp_path: Path, file: Path) -> None:
         "published item version 1, label latest moved to it\n",
         "",
     )
-    done = command("lookup", "item", 3, 0, 99, "--json", EMBSTORE_STORE=str(root))
+    done = command("lookup", "item", 3, 0, 99, "--json", "--store", root)
     assert (done.returncode, done.stderr) == (0, "")
     answer = json.loads(done.stdout)
     assert answer == {
