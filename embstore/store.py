@@ -230,6 +230,13 @@ class FileStore:
 
     # ---- writing ----------------------------------------------------------------------------------------------
 
+    def check_writable(self) -> None:
+        """StoreError unless a store can be written here: asked before work that would be lost. Leaves nothing behind."""
+        with storing(f"writing to {self.root}"):
+            folder = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+            with staging(folder):
+                pass
+
     def stage(self, manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> StagedVersion:
         """Write and sync a version's arrays where no reader looks; `commit` makes it a version."""
         return StagedVersion(self._versions(manifest.table), manifest, arrays)

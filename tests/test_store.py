@@ -749,3 +749,12 @@ def test_no_name_at_all_can_crash_a_reader(name: str, ref: str, tmp_path_factory
         store.load(name, ref)
     with pytest.raises(ReleaseNotFound):
         store.release(ref)
+
+
+def test_a_store_that_cannot_be_written_is_known_beforehand(tmp_path: Path) -> None:
+    """A trainer asks first: below a file there is no store, and asking leaves nothing behind."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"writing to .*file/store failed: File exists"):
+        Store(tmp_path / "file/store").check_writable()
+    Store(tmp_path / "new/store").check_writable()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -23,6 +23,7 @@ def train(config: TrainConfig, store: Store, *, report: Reporter, device: str = 
     started = time.perf_counter()
     on = pick_device(device)
     dataset = read_dataset(config.data, config.seed)
+    store.check_writable()
     report.note(f"read {describe_data(dataset)}")
     model = make_model(config, len(dataset.users), len(dataset.items)).to(on)
     report.note(f"training on {on.type}: {describe_model(model)}")
