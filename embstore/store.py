@@ -231,7 +231,7 @@ class FileStore:
     # ---- writing ----------------------------------------------------------------------------------------------
 
     def check_writable(self) -> None:
-        """StoreError unless a store can be written here: asked before work that would be lost. Leaves nothing behind."""
+        """StoreError unless a store can be written here: for asking before long work. Leaves nothing behind."""
         with storing(f"writing to {self.root}"):
             folder = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
             with staging(folder):
