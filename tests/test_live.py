@@ -81,6 +81,7 @@ def test_new_releases_go_live_without_a_failed_or_mixed_request(tmp_path: Path) 
     store = embstore.open_store(tmp_path / "store")
     store.publish_release(both(1))
     with serving(tmp_path / "store", tmp_path / "log") as server, Load(server) as load:
+        server.wait_until(lambda: "1" in load.releases, "release 1")
         for value in range(2, 12):
             release = store.publish_release(both(value))
             begin = time.monotonic()
@@ -148,6 +149,7 @@ def test_a_bad_version_never_reaches_traffic(tmp_path: Path) -> None:
     store = embstore.open_store(tmp_path / "store")
     store.publish_release(both(1))
     with serving(tmp_path / "store", tmp_path / "log") as server, Load(server) as load:
+        server.wait_until(lambda: "1" in load.releases, "release 1")
         for number, corrupt in enumerate(CORRUPTIONS, start=2):
             publish_corrupted(store, number, corrupt)
 
