@@ -26,11 +26,11 @@ $(VENV)/.complete: pyproject.toml constraints.txt clients/python/pyproject.toml
 	@echo "setup: installing embstore and everything else"
 	@$(PIP) --editable '.[dev]' --editable clients/python
 	@echo "setup: compiling kernels"
-	@$(BIN)/python -c 'import embstore.kernels.numba_ids'
+	@$(BIN)/python -c 'import embstore.kernels.numba_ids, embstore.kernels.numba_pooling'
 	@touch $@
 
 run: setup
-	@$(BIN)/embstore demo --folder demo
+	@$(BIN)/embstore demo --folder demo --no-serve
 	@$(BIN)/embstore serve --store demo/store --redis embedded --cache on
 
 test: setup

@@ -26,10 +26,12 @@ MAX_HEADER = 16 << 20
 DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),  # numpy has no bfloat16: these are its bits
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
     "U32": np.dtype("<u4"),
     "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

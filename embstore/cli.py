@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from embstore.bench.command import app as bench
+from embstore.compress.command import compress
 from embstore.errors import ConfigError, Conflict, EmbstoreError, NotFound, VerificationFailed
 from embstore.render import console, curl_lines, facts, listing, show, training_table, vectors_table
 
@@ -71,22 +73,33 @@ def fail(message: str, code: int) -> None:
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo's events, config and store go.")] = Path("demo"),
+    scheme: Annotated[str | None, typer.Option(help="Store both tables by this scheme, not memcom and qr.")] = None,
+    ratio: Annotated[float, typer.Option(help="With --scheme: how many times smaller than plain tables.")] = 2.5,
     seed: Annotated[int, typer.Option(help="Seed of the generated clicks.")] = 0,
+    serve: Annotated[bool, typer.Option(help="Serve the tables when they are published.")] = True,
+    port: Annotated[int | None, typer.Option(help="Port to serve on. Default 8000.")] = None,
 ) -> None:
-    """Make clicks with planted structure, train two compressed tables on them and publish them."""
+    """Make clicks with planted structure, train two compressed tables on them, publish them and serve them."""
     import embstore
+    from embstore.schemes import scheme_class
     from embstore.train.config import load_config
     from embstore.train.demo import write_demo
     from embstore.train.progress import make_reporter
     from embstore.train.run import train as run_training
 
+    if scheme is not None:
+        scheme_class(scheme)
+        folder = folder / scheme
     store = embstore.open_store(folder / "store")
     if not store.tables():
-        config = load_config(write_demo(folder, seed=seed))
+        config = load_config(write_demo(folder, seed=seed, scheme=scheme, ratio=ratio))
         with make_reporter() as report:
             result = run_training(config, store, report=report)
         console().print(training_table(result))
-    console().print(curl_lines(store, folder), markup=False, highlight=False, soft_wrap=True)
+    url = f"http://127.0.0.1:{port or 8000}"
+    console().print(curl_lines(store, folder, url), markup=False, highlight=False, soft_wrap=True)
+    if serve:
+        run_server(store=folder / "store", port=port)
 
 
 @app.command()
@@ -117,6 +130,9 @@ def publish(
     table: TableArgument,
     file: Annotated[Path, typer.Argument(help="Vectors: .npy, .safetensors, or .parquet of ids and lists.")],
     store: StoreOption = DEFAULT_STORE,
+    dtype: Annotated[
+        str, typer.Option(help="How rows are stored: float32, float16, bfloat16, int8 or int4.")
+    ] = "float32",
     label: Annotated[str, typer.Option(help="Label to move to the new version.")] = "latest",
     no_promote: Annotated[bool, typer.Option("--no-promote", help="Publish without moving any label.")] = False,
     json: JsonOption = False,
@@ -124,13 +140,17 @@ def publish(
     """Publish a file of vectors as a new version of a table."""
     import embstore
 
-    version = embstore.open_store(store).publish(table, file, label=None if no_promote else label)
+    version = embstore.open_store(store).publish(table, file, label=None if no_promote else label, dtype=dtype)
     moved = None if no_promote else label
     show(
         json,
         {"table": table, "version": version, "label": moved},
         lambda: f"published {table} version {version}" + (f", label {moved} moved to it" if moved else ""),
     )
+
+
+app.command()(compress)
+app.add_typer(bench, name="bench")
 
 
 @app.command("list")
@@ -186,6 +206,7 @@ def inspect(
         "parameters": manifest.parameters,
         "num_embeddings": manifest.num_embeddings,
         "embedding_dim": manifest.embedding_dim,
+        "dtype": manifest.dtype,
         "id_space": manifest.id_space,
         "num_ids": manifest.num_ids,
         "scheme_bytes": scheme_bytes,
@@ -241,9 +262,7 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. Default info.")] = None,
 ) -> None:
     """Serve a store over HTTP. Settings not given come from EMBSTORE_<NAME>, then the file EMBSTORE_CONFIG names."""
-    from server.settings import read_settings
-
-    settings = read_settings(
+    run_server(
         store=store,
         host=host,
         port=port,
@@ -255,9 +274,14 @@ def serve(
         drain_seconds=drain_seconds,
         log_level=log_level,
     )
-    from server.run import serve as run_server
 
-    raise typer.Exit(run_server(settings))
+
+def run_server(**given: Any) -> None:
+    """Serve until told to stop; settings that are None come from the environment and the file."""
+    from server.run import serve
+    from server.settings import read_settings
+
+    raise typer.Exit(serve(read_settings(**given)))
 
 
 @app.command()

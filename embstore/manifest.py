@@ -12,6 +12,8 @@ from typing import Any
 from embstore.errors import VerificationFailed
 
 FORMAT_VERSION = 1
+DTYPES = ("float32", "float16", "bfloat16", "int8", "int4")
+"""How the rows of a version's tensors may be stored; `embstore.quantize` says what each looks like."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -113,5 +115,5 @@ def _check(manifest: Manifest) -> None:
     if manifest.parent is not None and (type(manifest.parent) is not int or manifest.parent < 1):
         raise ValueError(f"parent is {manifest.parent!r}, not a version")
     datetime.fromisoformat(manifest.created)
-    if manifest.dtype != "float32":
-        raise ValueError(f"dtype {manifest.dtype!r}; this release reads float32")
+    if manifest.dtype not in DTYPES:
+        raise ValueError(f"dtype {manifest.dtype!r}; this release reads {', '.join(DTYPES)}")

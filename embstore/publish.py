@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,21 @@ from torch import nn
 from embstore.errors import ConfigError, DataError, NotFound, VerificationFailed
 from embstore.ids import Dense, IdSpace, Keys, Vocabulary
 from embstore.manifest import Golden, Manifest
+from embstore.parallel import num_cores
+from embstore.quantize import Slot, for_kernels, pack, packed_layout
 from embstore.schemes import scheme_class
 from embstore.schemes.base import Scheme, SchemeConfig
 from embstore.store import LATEST, FileStore, Release, StagedVersion, StoredVersion, check_label, check_name, now
-from embstore.table import DEFAULT_VECTOR, Table, check_finite, check_golden, digest, make_table
+from embstore.table import (
+    DEFAULT_VECTOR,
+    GOLDEN_VECTORS,
+    Table,
+    check_finite,
+    check_golden,
+    described,
+    digest,
+    make_table,
+)
 from embstore.vectors import read_vectors
 
 NUM_GOLDEN = 16
@@ -40,6 +51,7 @@ class Publication:
     hot_ids: the most requested keys, hottest first.
     metrics: figures to keep with the version: JSON values, numpy's numbers and arrays too; NaN and infinity are not.
     default_vector: float [D] for on_missing=default; None: the mean of the table's vectors.
+    dtype: how rows are stored: float32, float16, bfloat16, int8 or int4 (see embstore/quantize.py).
     """
 
     source: Any
@@ -49,6 +61,7 @@ class Publication:
     default_vector: Any = None
     scheme: str | None = None
     parameters: Mapping[str, Any] | None = None
+    dtype: str = "float32"
 
 
 class Store(FileStore):
@@ -92,35 +105,50 @@ class Store(FileStore):
                     self.set_label(name, label, version, release=release.id)
         return release
 
-    def load(self, table: str, version: int | str = LATEST, *, device: str = "cpu", verify: bool = True) -> Table:
+    def load(
+        self,
+        table: str,
+        version: int | str = LATEST,
+        *,
+        device: str = "cpu",
+        verify: bool = True,
+        num_threads: int | None = None,
+    ) -> Table:
         """A table ready for lookups, by version number or label; VerificationFailed when it cannot be trusted.
 
         Verifying reads every byte once: digests, NaN and infinity, and the golden ids' vectors on this device.
+        num_threads: how many threads share a large lookup; None: as many as this process has cores.
         """
+        threads = num_cores() if num_threads is None else num_threads
         stored = self.read_version(table, self.resolve(table, version), verify=verify)
         if verify:
-            return self.verified_table(stored, device=device)
-        return make_table(stored.manifest, stored.arrays, device)
+            return self.verified_table(stored, device=device, num_threads=threads)
+        return make_table(stored.manifest, stored.arrays, device, threads)
 
     @staticmethod
-    def verified_table(stored: StoredVersion, *, device: str = "cpu") -> Table:
+    def verified_table(stored: StoredVersion, *, device: str = "cpu", num_threads: int = 1) -> Table:
         """The table of a version whose digests were checked, once its numbers and golden ids are checked too."""
         manifest = stored.manifest
-        check_finite(stored.arrays, f"table {manifest.table!r} version {manifest.version}")
-        table = make_table(manifest, stored.arrays, device)
+        check_finite(stored.arrays, f"table {manifest.table!r} version {manifest.version}", described(manifest)[2])
+        table = make_table(manifest, stored.arrays, device, num_threads)
         check_golden(table)
         return table
 
     def _stage(self, name: str, publication: Publication) -> StagedVersion:
         """Check, describe and write one version; it is not visible before its `commit`."""
         check_name("table", name)
+        what = f"table {name!r}"
         scheme, config, tensors = _tensors(publication)
-        _check_shapes(scheme, config, tensors)
-        check_finite(tensors, f"table {name!r}")
+        layout = scheme.layout(config)
+        _check_layout(scheme, layout, tensors)
+        check_finite(tensors, what, layout)
         ids = _id_space(publication.ids, config.num_embeddings)
-        draft = Table(name, 0, scheme, config, tensors, ids, np.zeros(config.embedding_dim, np.float32))
+        packed = _packed(tensors, layout, publication.dtype, what)
+        kernel_arrays = {key: for_kernels(array) for key, array in packed.items()}
+        draft = Table(name, 0, scheme, config, kernel_arrays, ids, np.zeros(config.embedding_dim, np.float32))
         default_D = _default_vector(draft, publication.default_vector)
         golden = ids.keys(np.unique(np.linspace(0, ids.num_ids - 1, NUM_GOLDEN).astype(np.int64)))
+        golden_GD = draft.fetch(golden, "error").vectors_BD
         manifest = Manifest(
             table=name,
             version=1,  # settled when the version gets its number
@@ -128,18 +156,18 @@ class Store(FileStore):
             parameters=config.parameters(),
             num_embeddings=config.num_embeddings,
             embedding_dim=config.embedding_dim,
-            dtype="float32",
+            dtype=publication.dtype,
             id_space=ids.kind,
             num_ids=ids.num_ids,
             files=[],
-            golden=Golden(ids=golden, sha256=digest(draft.fetch(golden, "error").vectors_BD)),
+            golden=Golden(ids=golden, sha256=digest(golden_GD)),
             created=now(),
             hot_ids=_hot_ids(publication.hot_ids, ids),
             parent=self._parent(name),
             metrics={str(key): _plain(value, f"metrics[{key!r}]") for key, value in publication.metrics.items()},
         )
-        arrays = tensors | ids.arrays() | {DEFAULT_VECTOR: default_D}
-        make_table(replace(manifest), arrays)  # what a reader will check, checked before anything is written
+        arrays = packed | ids.arrays() | {DEFAULT_VECTOR: default_D, GOLDEN_VECTORS: golden_GD}
+        make_table(Manifest.from_json(manifest.to_json(), what), arrays)  # what a reader checks, before writing
         return self.stage(manifest, arrays)
 
     def _parent(self, table: str) -> int | None:
@@ -160,30 +188,52 @@ def _tensors(publication: Publication) -> tuple[type[Scheme], SchemeConfig, dict
     if isinstance(source, Scheme):
         if publication.scheme is not None or publication.parameters is not None:
             raise ConfigError("a scheme module says itself what it is: leave scheme and parameters out")
-        return type(source), source.config, _arrays(source.state_dict())
+        config, tensors = source.export()
+        layout = type(source).layout(config)
+        return type(source), config, {name: _array(value, name, layout) for name, value in tensors.items()}
     if isinstance(source, nn.Embedding):
         source = {"weight": source.weight}
     if not isinstance(source, Mapping):
         source = {"weight": source}
-    arrays = _arrays(source)
     scheme = scheme_class(publication.scheme or "full")
-    if scheme.name == "full" and len(arrays) == 1:
-        arrays = {"weight": next(iter(arrays.values()))}
-        if arrays["weight"].ndim != 2 or 0 in arrays["weight"].shape:
-            raise DataError(f"a table of vectors has shape [ids, dims], got {list(arrays['weight'].shape)}")
+    if scheme.name == "full" and len(source) == 1:
+        weight = _float32(next(iter(source.values())), f"array {next(iter(source))!r}")
+        if weight.ndim != 2 or 0 in weight.shape:
+            raise DataError(f"a table of vectors has shape [ids, dims], got {list(weight.shape)}")
         if publication.parameters is None:
-            rows, dim = arrays["weight"].shape
-            return scheme, SchemeConfig(num_embeddings=rows, embedding_dim=dim), arrays
+            rows, dim = weight.shape
+            return scheme, SchemeConfig(num_embeddings=rows, embedding_dim=dim), {"weight": weight}
+        source = {"weight": weight}
     if publication.scheme is None or publication.parameters is None:
         raise ConfigError("a state dict needs scheme and parameters (with num_embeddings and embedding_dim)")
     try:
-        return scheme, scheme.Config(**publication.parameters), arrays
+        config = scheme.Config(**publication.parameters)
     except TypeError as error:
         raise ConfigError(f"parameters of {scheme.name}: {error}") from error
+    layout = scheme.layout(config)
+    return scheme, config, {name: _array(value, name, layout) for name, value in source.items()}
 
 
-def _arrays(source: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    return {name: _float32(value, f"array {name!r}") for name, value in source.items()}
+def _array(value: Any, name: str, layout: Mapping[str, Slot]) -> NDArray[Any]:
+    """A tensor as it is published: floats as float32, and codes, maps and packed rows in the scheme's own dtype."""
+    if name not in layout or layout[name].dtype == "float32":
+        return _float32(value, f"array {name!r}")
+    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    dtype = layout[name].numpy_dtype
+    if array.dtype.kind not in "iu" or (array.size and not (array.astype(dtype) == array).all()):
+        raise DataError(f"array {name!r} holds {array.dtype} numbers that are not {dtype}, which the scheme stores")
+    return np.ascontiguousarray(array, dtype)
+
+
+def _packed(
+    tensors: Mapping[str, NDArray[Any]], layout: Mapping[str, Slot], dtype: str, what: str
+) -> dict[str, NDArray[Any]]:
+    """The tensors with rows stored as `dtype`."""
+    slots = packed_layout(layout, dtype)
+    try:
+        return {name: pack(array, dtype) if slots[name] != layout[name] else array for name, array in tensors.items()}
+    except VerificationFailed as error:
+        raise VerificationFailed(f"{what}: {error}") from error
 
 
 def _float32(value: Any, what: str) -> NDArray[np.float32]:
@@ -201,9 +251,10 @@ def _float32(value: Any, what: str) -> NDArray[np.float32]:
         return np.asarray(array, np.float32, order="C")
 
 
-def _check_shapes(scheme: type[Scheme], config: SchemeConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
+def _check_layout(scheme: type[Scheme], layout: Mapping[str, Slot], tensors: Mapping[str, NDArray[Any]]) -> None:
     """DataError unless these are the scheme's arrays; kernels trust them and must not see others."""
-    wanted, given = scheme.shapes(config), {name: array.shape for name, array in tensors.items()}
+    wanted = {name: slot.shape for name, slot in layout.items()}
+    given = {name: array.shape for name, array in tensors.items()}
     if wanted != given:
         shown = [", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) for shapes in (wanted, given)]
         raise DataError(f"a {scheme.name} table of these parameters is made of {shown[0]}, got {shown[1] or 'nothing'}")

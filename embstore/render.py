@@ -89,11 +89,41 @@ def training_table(result: Any) -> Any:
     return Group(quality, tables, f"release {result.release}, {result.seconds:.1f} s on {result.device}")
 
 
-def curl_lines(store: Any, folder: Path) -> str:
+def compression_table(result: Any) -> Any:
+    """What a compression costs and what it keeps, and what it published."""
+    from rich.console import Group
+
+    def shown(value: float | None) -> str:
+        return "none" if value is None else f"{value:.4f}"
+
+    quality = result.quality
+    size = _table("scheme", "rows", ">ids", ">dim", ">bytes", ">ratio", ">of ids", title=result.vectors)
+    numbers = (f"{result.num_embeddings:,}", str(result.embedding_dim), f"{result.num_bytes:,}")
+    size.add_row(result.scheme, result.dtype, *numbers, f"{result.ratio:.1f}x", f"{result.id_space_bytes:,}")
+    percentiles = max((group.percentiles for group in quality.cosines.values()), key=len)
+    cosines = _table("cosine", ">ids", *(f">{name}" for name in percentiles))
+    for name, group in quality.cosines.items():
+        cosines.add_row(name, f"{group.num_ids:,}", *(shown(group.percentiles.get(p)) for p in percentiles))
+    kept = _table("measure", ">value")
+    if result.quality.error_by_popularity is not None:
+        kept.add_row("relative error, weighted by count", shown(quality.relative_error))
+    kept.add_row("relative error, every id alike", shown(quality.relative_error_unweighted))
+    if quality.recall is not None:
+        for name in ("cosine", "inner_product"):
+            title = (
+                f"recall@{quality.recall.neighbours} of {quality.recall.num_queries:,} ids, {name.replace('_', ' ')}"
+            )
+            kept.add_row(title, shown(getattr(quality.recall, name)))
+    if result.version is None:
+        return Group(size, kept, cosines, "nothing is published: --table NAME publishes it")
+    moved = f", label {result.label} moved to it" if result.label else ""
+    return Group(size, kept, cosines, f"published {result.table} version {result.version}{moved}")
+
+
+def curl_lines(store: Any, folder: Path, url: str = "http://127.0.0.1:8000") -> str:
     """Three lines that work as they are, once the server runs."""
     tables = store.tables()
     hot = {name: store.manifest(name, store.resolve(name)).hot_ids[:2] for name in tables}
-    url = "http://127.0.0.1:8000"
 
     def body(value: Any) -> str:
         import orjson

@@ -3,34 +3,41 @@
 A server captures one of these per request; swapping to a new version is one assignment of another.
 """
 
-# Shapes: B keys in a batch, D embedding_dim.
+# Shapes: B keys in a batch, D embedding_dim, G bags.
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from embstore.errors import ConfigError, IdOutOfRange, VerificationFailed
+from embstore.errors import ConfigError, DataError, IdOutOfRange, VerificationFailed
 from embstore.ids import PREFIX, IdSpace, Keys, id_space
 from embstore.manifest import Manifest
+from embstore.parallel import in_parts
+from embstore.pooling import Bags, Pooling, pool
+from embstore.quantize import Slot, check_rows_finite, for_kernels, packed_layout, to_torch
 from embstore.schemes import scheme_class
 from embstore.schemes.base import Scheme, SchemeConfig, Tensors
 
 DEFAULT_VECTOR = "default_vector"
+GOLDEN_VECTORS = "golden_vectors"
+GPU_TOLERANCE = 1e-5
+IDS_A_THREAD = 4096
+"""A lookup is split over threads when each gets at least so many ids: about 100 us of work."""
 OnMissing = Literal["zero", "default", "error", "hash"]
 ON_MISSING: tuple[OnMissing, ...] = ("zero", "default", "error", "hash")
 Floats = NDArray[np.float32]
 
 
 class Fetched(NamedTuple):
-    """vectors float32 [B, D]; found bool [B], None when every id was found; missing: how many were not."""
+    """vectors float32 [B, D], or [G, D] of bags; found bool [B], None: every id was; missing: how many were not."""
 
     vectors_BD: Floats
     found_B: NDArray[np.bool_] | None
@@ -49,7 +56,9 @@ class Table:
     ids: IdSpace
     default_vector_D: Floats
     device: str = "cpu"
+    num_threads: int = 1
     manifest: Manifest | None = None
+    golden_GD: Floats | None = None
     fingerprint: str = ""
     """Digest of the manifest: the same for the same version of the same store, and for nothing else."""
 
@@ -81,22 +90,76 @@ class Table:
         self._compose(rows_B, vectors_BD)
         return Fetched(vectors_BD, found_B, missing)
 
-    @overload
-    def lookup(self, ids: Any, *, return_found: Literal[False] = False, on_missing: str = "zero") -> Floats: ...
+    def fetch_bags(self, keys: Keys, bags: Bags, on_missing: str = "zero") -> Fetched:
+        """One vector a bag of keys, `embstore.pooling` says how; ids that are not there as in `fetch`.
+
+        `zero`: they are left out of their bags. Found and missing are of ids, not of bags.
+        """
+        rows_B, missing = self.ids.rows(keys)
+        if len(rows_B) != bags.num_ids:
+            raise DataError(f"the bags are of {bags.num_ids:,} ids, but there are {len(rows_B):,}")
+        found_B = missing_D = None
+        if missing:
+            found_B = rows_B >= 0
+            if on_missing == "default":
+                missing_D = self.default_vector_D
+            elif on_missing != "zero":  # what is left to settle gives rows or raises: it fills no vectors
+                rows_B = self._settle_missing(keys, rows_B, found_B, np.empty((0, 0), np.float32), on_missing)
+        elif on_missing not in ON_MISSING:
+            raise _unknown_policy(on_missing)
+        parts = max(1, min(self.num_threads, len(rows_B) // IDS_A_THREAD))
+        lookup = partial(self.scheme.lookup, self.config, self.tensors)
+        vectors_GD = pool(
+            bags, rows_B, lookup, self.embedding_dim, missing_D=missing_D, device=self.device, num_threads=parts
+        )
+        return Fetched(vectors_GD, found_B, missing)
+
     @overload
     def lookup(
-        self, ids: Any, *, return_found: Literal[True], on_missing: str = "zero"
+        self,
+        ids: Any,
+        *,
+        offsets: Any = None,
+        pooling: Pooling | None = None,
+        weights: Any = None,
+        return_found: Literal[False] = False,
+        on_missing: str = "zero",
+    ) -> Floats: ...
+    @overload
+    def lookup(
+        self,
+        ids: Any,
+        *,
+        offsets: Any = None,
+        pooling: Pooling | None = None,
+        weights: Any = None,
+        return_found: Literal[True],
+        on_missing: str = "zero",
     ) -> tuple[Floats, NDArray[np.bool_]]: ...
     def lookup(
-        self, ids: Any, *, return_found: bool = False, on_missing: str = "zero"
+        self,
+        ids: Any,
+        *,
+        offsets: Any = None,
+        pooling: Pooling | None = None,
+        weights: Any = None,
+        return_found: bool = False,
+        on_missing: str = "zero",
     ) -> Floats | tuple[Floats, NDArray[np.bool_]]:
-        """Vectors of ids (integers or strings [B], a tensor too): float32 [B, D]; with `return_found` also bool [B]."""
+        """Vectors of ids (integers or strings [B], a tensor too): float32 [B, D]; with `return_found` also bool [B].
+
+        With `offsets` (integers [G], where each bag starts) and `pooling` (sum, mean or max) one vector a bag, [G, D],
+        as `torch.nn.EmbeddingBag` gives them; `weights` are numbers [B]. `embstore.pooling` has the fine print.
+        """
         keys = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else ids
-        fetched = self.fetch(keys, on_missing)
+        if offsets is None and pooling is None and weights is None:
+            fetched = self.fetch(keys, on_missing)
+        else:
+            fetched = self.fetch_bags(keys, Bags.of(len(keys), offsets, pooling, weights), on_missing)
         if not return_found:
             return fetched.vectors_BD
         found_B = fetched.found_B
-        return fetched.vectors_BD, np.ones(len(fetched.vectors_BD), np.bool_) if found_B is None else found_B
+        return fetched.vectors_BD, np.ones(len(keys), np.bool_) if found_B is None else found_B
 
     def _settle_missing(
         self,
@@ -130,7 +193,11 @@ class Table:
 
     def _compose(self, rows_B: NDArray[np.int64], vectors_BD: Floats) -> None:
         if self.device == "cpu":
-            self.scheme.lookup(self.config, self.tensors, rows_B, vectors_BD)
+            parts = min(self.num_threads, len(rows_B) // IDS_A_THREAD)
+            if parts > 1:
+                in_parts(parts, partial(self.scheme.lookup, self.config, self.tensors), rows_B, vectors_BD)
+            else:
+                self.scheme.lookup(self.config, self.tensors, rows_B, vectors_BD)
         else:
             rows = torch.tensor(rows_B, device=self.device)  # a copy: ids of a request may be read-only
             out = torch.from_numpy(vectors_BD).to(self.device)
@@ -138,31 +205,32 @@ class Table:
             torch.from_numpy(vectors_BD).copy_(out)
 
 
-def make_table(manifest: Manifest, arrays: Mapping[str, NDArray[Any]], device: str = "cpu") -> Table:
+def make_table(
+    manifest: Manifest, arrays: Mapping[str, NDArray[Any]], device: str = "cpu", num_threads: int = 1
+) -> Table:
     """The table that a manifest and its arrays describe; VerificationFailed when they do not fit together."""
     what = f"table {manifest.table!r} version {manifest.version}"
-    try:
-        scheme = scheme_class(manifest.scheme)
-        config = scheme.Config(
-            num_embeddings=manifest.num_embeddings, embedding_dim=manifest.embedding_dim, **manifest.parameters
-        )
-    except (ConfigError, TypeError) as error:
-        raise VerificationFailed(f"{what}: {error}") from error
-    shapes = scheme.shapes(config) | {DEFAULT_VECTOR: (config.embedding_dim,)}
-    for name, shape in shapes.items():
+    scheme, config, layout = described(manifest)
+    for name, slot in (layout | {DEFAULT_VECTOR: Slot((config.embedding_dim,))}).items():
         if name not in arrays:
             raise VerificationFailed(f"{what}: array {name!r} is missing")
-        if arrays[name].shape != shape or arrays[name].dtype != np.float32:
+        if arrays[name].shape != slot.shape or arrays[name].dtype != slot.numpy_dtype:
             raise VerificationFailed(
                 f"{what}: array {name!r} is {arrays[name].dtype} {arrays[name].shape}, "
-                f"{manifest.scheme} needs float32 {shape}"
+                f"{manifest.scheme} needs {slot.numpy_dtype} {slot.shape}"
             )
-    unknown = [name for name in arrays if name not in shapes and not name.startswith(PREFIX)]
+    known = {*layout, DEFAULT_VECTOR, GOLDEN_VECTORS}
+    unknown = [name for name in arrays if name not in known and not name.startswith(PREFIX)]
     if unknown or manifest.num_ids > manifest.num_embeddings:
         raise VerificationFailed(f"{what}: unknown arrays {unknown}" if unknown else f"{what}: more ids than rows")
-    tensors: dict[str, Any] = {name: arrays[name] for name in scheme.shapes(config)}
-    if device != "cpu":
-        tensors = {name: torch.tensor(array).to(device) for name, array in tensors.items()}
+    try:
+        scheme.check_tensors(config, arrays)
+    except VerificationFailed as error:
+        raise VerificationFailed(f"{what}: {error}") from error
+    if device == "cpu":
+        tensors: dict[str, Any] = {name: for_kernels(arrays[name]) for name in layout}
+    else:
+        tensors = {name: to_torch(arrays[name], slot.dtype).to(device) for name, slot in layout.items()}
     return Table(
         name=manifest.table,
         version=manifest.version,
@@ -172,20 +240,39 @@ def make_table(manifest: Manifest, arrays: Mapping[str, NDArray[Any]], device: s
         ids=id_space(manifest.id_space, manifest.num_ids, arrays),
         default_vector_D=arrays[DEFAULT_VECTOR],
         device=device,
+        num_threads=num_threads,
         manifest=manifest,
+        golden_GD=arrays.get(GOLDEN_VECTORS),
         fingerprint=hashlib.sha256(manifest.to_json()).hexdigest()[:16],
     )
 
 
-def check_finite(arrays: Mapping[str, NDArray[Any]], what: str) -> None:
-    """VerificationFailed when a float array holds NaN or infinity: such a vector must never be served."""
-    from embstore.kernels.numba_cpu import all_finite
+def described(manifest: Manifest) -> tuple[type[Scheme], SchemeConfig, dict[str, Slot]]:
+    """Scheme, config and layout of what a manifest describes; VerificationFailed when there is no such table."""
+    try:
+        scheme = scheme_class(manifest.scheme)
+        config = scheme.Config(
+            num_embeddings=manifest.num_embeddings, embedding_dim=manifest.embedding_dim, **manifest.parameters
+        )
+        return scheme, config, packed_layout(scheme.layout(config), manifest.dtype)
+    except (ConfigError, TypeError) as error:
+        raise VerificationFailed(f"table {manifest.table!r} version {manifest.version}: {error}") from error
+
+
+def check_finite(arrays: Mapping[str, NDArray[Any]], what: str, layout: Mapping[str, Slot] | None = None) -> None:
+    """VerificationFailed when an array holds NaN or infinity: such a vector must never be served.
+
+    `layout` says which arrays hold rows that are not float32; without it only float arrays are looked at.
+    """
+    from embstore.kernels.numba_finite import all_finite
 
     for name, array in arrays.items():
-        if array.dtype == np.float32 and not all_finite(np.ascontiguousarray(array).reshape(-1).view(np.uint32)):
-            rows = array.reshape(len(array), -1) if array.ndim else array.reshape(1, 1)
-            row = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-            raise VerificationFailed(f"{what}: array {name!r} holds NaN or infinity (first in row {row:,})")
+        if array.dtype == np.float32 and all_finite(np.ascontiguousarray(array).reshape(-1).view(np.uint32)):
+            continue
+        slot = (layout or {}).get(name)
+        bad = check_rows_finite(array, slot.dtype if slot else str(array.dtype))
+        if len(bad):
+            raise VerificationFailed(f"{what}: array {name!r} holds NaN or infinity (first in row {bad[0]:,})")
 
 
 def digest(vectors_BD: Floats) -> str:
@@ -198,14 +285,29 @@ def check_golden(table: Table) -> None:
     assert table.manifest is not None
     golden = table.manifest.golden
     try:
-        found = digest(table.fetch(golden.ids, "error").vectors_BD)
+        vectors_GD = table.fetch(golden.ids, "error").vectors_BD
     except (IdOutOfRange, TypeError) as error:
         raise VerificationFailed(f"table {table.name!r} version {table.version}: golden ids: {error}") from error
-    if found != golden.sha256:
+    if digest(vectors_GD) != golden.sha256 and not _nearly_golden(table, vectors_GD):
         raise VerificationFailed(
             f"table {table.name!r} version {table.version}: "
             "the golden ids' vectors are not the ones it was published with"
         )
+
+
+def _nearly_golden(table: Table, vectors_GD: Floats) -> bool:
+    """Whether the vectors differ from the published ones by no more than another order of the sums explains.
+
+    Where the arithmetic is the same everywhere they may not differ at all; a GPU fuses multiplications and additions.
+    """
+    tolerance = table.scheme.tolerance if table.device == "cpu" else max(table.scheme.tolerance, GPU_TOLERANCE)
+    golden_GD = table.golden_GD
+    if not tolerance or golden_GD is None or golden_GD.shape != vectors_GD.shape or golden_GD.dtype != np.float32:
+        return False
+    assert table.manifest is not None
+    if digest(golden_GD) != table.manifest.golden.sha256:
+        return False
+    return bool(np.abs(vectors_GD - golden_GD).max() <= tolerance * np.abs(golden_GD).max())
 
 
 def _unknown_policy(on_missing: object) -> ConfigError:

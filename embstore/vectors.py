@@ -49,7 +49,10 @@ def _read_safetensors(path: Path) -> NDArray[Any]:
         raise DataError(f"{path}: {error}") from error
     if len(arrays) != 1:
         raise DataError(f"{path}: expected one array of vectors, found {', '.join(arrays) or 'none'}")
-    return next(iter(arrays.values()))
+    from embstore.quantize import unpack_bfloat16
+
+    array = next(iter(arrays.values()))
+    return unpack_bfloat16(array) if array.dtype == np.uint16 else array  # bfloat16 comes as its bits
 
 
 def _read_parquet(path: Path) -> tuple[NDArray[Any], NDArray[np.int64] | list[str]]:

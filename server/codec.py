@@ -12,8 +12,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from embstore.errors import BadRequest, TooManyIds, Unprocessable, UnsupportedMediaType
+from embstore.errors import BadRequest, ConfigError, DataError, TooManyIds, Unprocessable, UnsupportedMediaType
 from embstore.ids import Keys
+from embstore.pooling import Bags
 from embstore.table import ON_MISSING, Table
 from server.problems import clip
 
@@ -30,6 +31,9 @@ class LookupBody(msgspec.Struct, forbid_unknown_fields=True):
     on_missing: str = "zero"
     dtype: str = "float32"
     found: bool = False
+    offsets: list[int] | None = None
+    pooling: str | None = None
+    weights: list[float] | None = None
 
 
 class ManyBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -73,6 +77,16 @@ def check_options(body: LookupBody) -> LookupBody:
     return body
 
 
+def bags_of(body: LookupBody, table: str) -> Bags | None:
+    """The bags a body asks for, None when it asks for a vector an id; Unprocessable when they do not fit its ids."""
+    if body.offsets is None and body.pooling is None and body.weights is None:
+        return None
+    try:
+        return Bags.of(len(body.ids), body.offsets, body.pooling, body.weights)
+    except (ConfigError, DataError) as error:
+        raise Unprocessable(str(error), table=table) from error
+
+
 def keys_of(ids: Sequence[int | str], table: Table) -> Keys:
     """JSON ids as what the table's id space takes: int64 [B] (decimal strings accepted), or strings."""
     kinds = set(map(type, ids))
@@ -106,10 +120,10 @@ def decode_octets(body: bytes, table: Table) -> NDArray[np.int64]:
     return np.frombuffer(body, "<i8")
 
 
-def check_count(num_ids: int, max_ids: int) -> None:
+def check_count(num_ids: int, max_ids: int, what: str = "ids") -> None:
     """TooManyIds when a request asks for more than it may."""
     if num_ids > max_ids:
-        raise TooManyIds(f"{num_ids:,} ids in one request; the limit is {max_ids:,}", limit=max_ids)
+        raise TooManyIds(f"{num_ids:,} {what} in one request; the limit is {max_ids:,}", limit=max_ids)
 
 
 def encode_rows(vectors_BD: NDArray[np.float32], dtype: str) -> memoryview | bytes:

@@ -4,7 +4,7 @@
 not a lookup goes on to the FastAPI app behind it; what these calls take and give stands in `server.openapi`.
 """
 
-# Shapes: B ids in a request, D embedding_dim.
+# Shapes: B ids in a request, G bags of them, D embedding_dim.
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from embstore.errors import (
     UnsupportedMediaType,
 )
 from embstore.files import NUMBER
+from embstore.pooling import Bags
 from embstore.table import Fetched, Table
 from server import codec
 from server.lookup import LookupService
@@ -151,6 +152,7 @@ class HotPath:
         body = await self._body(headers, receive)
         snapshot = self._snapshot()
         table = _table(snapshot, parts)
+        bags = None
         if content_type == b"application/octet-stream":
             on_missing, dtype = _options(scope["query_string"])
             keys: Any = codec.decode_octets(body, table)
@@ -160,14 +162,18 @@ class HotPath:
             _no_query(scope["query_string"])
             asked = codec.decode_lookup(body)
             on_missing, dtype, wants_found = asked.on_missing, asked.dtype, asked.found
-            self._check_count(table, len(asked.ids))
+            bags = codec.bags_of(asked, table.name)
+            self._check_count(table, len(asked.ids), bags)
             keys = codec.keys_of(asked.ids, table)
             protocol = "octet-stream" if b"application/octet-stream" in headers.get(b"accept", b"") else "json"
         else:
             given = clip(content_type.decode("latin-1"))
             raise UnsupportedMediaType(f"content type {given}: send {codec.OCTET_STREAM} or {codec.JSON}")
-        num_ids = len(keys)
-        fetched = await self.service.lookup(table, keys, on_missing)
+        num_rows = num_ids = len(keys)
+        if bags is None:
+            fetched = await self.service.lookup(table, keys, on_missing)
+        else:
+            fetched, num_rows = await self.service.lookup_bags(table, keys, on_missing, bags), bags.num_bags
         release = snapshot.release_of.get((table.name, table.version))
         if protocol == "octet-stream":
             rows = codec.encode_rows(fetched.vectors_BD, dtype)
@@ -175,15 +181,15 @@ class HotPath:
             reply = scope.get("extensions", _NOTHING).get(REPLY)
             if reply is not None:
                 size = len(rows) + len(bits)
-                head = _HEAD % (size, table.version, num_ids, table.embedding_dim, dtype.encode(), fetched.missing)
+                head = _HEAD % (size, table.version, num_rows, table.embedding_dim, dtype.encode(), fetched.missing)
                 head += b"x-embedding-release: %s\r\n" % release.encode() if release else b""
                 await reply(head + b"x-request-id: %s\r\n" % request_id, rows, bits, close=self.draining)
             else:
-                headers_out = self._reply_headers(table, release, num_ids, fetched.missing, dtype, request_id)
+                headers_out = self._reply_headers(table, release, num_rows, fetched.missing, dtype, request_id)
                 await _send_rows(send, headers_out, rows, bits)
         else:
-            headers_out = self._reply_headers(table, release, num_ids, fetched.missing, dtype, request_id)
-            out = _json_table(table, fetched, dtype, wants_found)
+            headers_out = self._reply_headers(table, release, num_rows, fetched.missing, dtype, request_id)
+            out = _json_table(table, fetched, num_ids, dtype, wants_found)
             await _send(send, 200, [_JSON, *headers_out], codec.encode_json(out))
         seconds = time.perf_counter() - began
         self.lookups.count(table.name, protocol, seconds, num_ids, fetched.missing)
@@ -204,15 +210,23 @@ class HotPath:
         _no_query(scope["query_string"])
         asked = codec.decode_many(await self._body(headers, receive)).tables
         release, tables = self._snapshot().together(list(asked), parts[3] if len(parts) == 5 else None)
+        bags_of = {name: codec.bags_of(one, name) for name, one in asked.items()}
+        num_rows = {name: bags.num_bags if bags else len(asked[name].ids) for name, bags in bags_of.items()}
         codec.check_count(sum(len(one.ids) for one in asked.values()), self.max_ids)
-        num_bytes = sum(4 * len(one.ids) * tables[name].embedding_dim for name, one in asked.items())
+        codec.check_count(sum(num_rows.values()), self.max_ids, "rows asked for")
+        num_bytes = sum(4 * num_rows[name] * tables[name].embedding_dim for name in asked)
         if num_bytes > self.max_reply_bytes:
             limit = self.max_reply_bytes
             raise TooManyIds(f"these ids make a reply of {num_bytes:,} bytes; the limit is {limit:,}", limit=limit)
         out = {}
         for name, one in asked.items():
-            fetched = await self.service.lookup(tables[name], codec.keys_of(one.ids, tables[name]), one.on_missing)
-            out[name] = _json_table(tables[name], fetched, one.dtype, one.found)
+            table, bags = tables[name], bags_of[name]
+            keys = codec.keys_of(one.ids, table)
+            if bags is None:
+                fetched = await self.service.lookup(table, keys, one.on_missing)
+            else:
+                fetched = await self.service.lookup_bags(table, keys, one.on_missing, bags)
+            out[name] = _json_table(table, fetched, len(keys), one.dtype, one.found)
             seconds = time.perf_counter() - began
             self.lookups.count(name, "json", seconds, len(one.ids), fetched.missing)
         reply: Headers = [_JSON, (b"x-request-id", request_id)]
@@ -226,10 +240,14 @@ class HotPath:
             raise NotReady("tables are still being loaded")
         return self.tables.snapshot
 
-    def _check_count(self, table: Table, num_ids: int) -> None:
+    def _check_count(self, table: Table, num_ids: int, bags: Bags | None = None) -> None:
         """TooManyIds when there are more than a request may ask for, or than a reply has room for."""
-        if num_ids > self.max_ids or num_ids * 4 * table.embedding_dim > self.max_reply_bytes:
-            codec.check_count(num_ids, min(self.max_ids, self.max_reply_bytes // (4 * table.embedding_dim)))
+        num_rows, what = num_ids, "ids"
+        if bags is not None:
+            codec.check_count(num_ids, self.max_ids)
+            num_rows, what = bags.num_bags, "bags"
+        if num_rows > self.max_ids or num_rows * 4 * table.embedding_dim > self.max_reply_bytes:
+            codec.check_count(num_rows, min(self.max_ids, self.max_reply_bytes // (4 * table.embedding_dim)), what)
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         """The whole body, never more of it in memory than is allowed."""
@@ -354,7 +372,7 @@ def _no_query(query: bytes) -> None:
         raise BadRequest("a JSON lookup takes on_missing and dtype in its body, not in the query string")
 
 
-def _json_table(table: Table, fetched: Fetched, dtype: str, wants_found: bool) -> dict[str, Any]:
+def _json_table(table: Table, fetched: Fetched, num_ids: int, dtype: str, wants_found: bool) -> dict[str, Any]:
     out: dict[str, Any] = {
         "table": table.name,
         "version": table.version,
@@ -363,7 +381,7 @@ def _json_table(table: Table, fetched: Fetched, dtype: str, wants_found: bool) -
         "vectors": codec.to_dtype(fetched.vectors_BD, dtype),
     }
     if fetched.found_B is not None or wants_found:
-        out["found"] = np.ones(len(fetched.vectors_BD), np.bool_) if fetched.found_B is None else fetched.found_B
+        out["found"] = np.ones(num_ids, np.bool_) if fetched.found_B is None else fetched.found_B
     return out
 
 

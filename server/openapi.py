@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from embstore.pooling import POOLINGS
 from embstore.table import ON_MISSING
 from server.codec import DTYPES
 from server.problems import STATUS
@@ -43,7 +44,26 @@ SCHEMAS: dict[str, Any] = {
             "on_missing": _ON_MISSING,
             "dtype": _DTYPE,
             "found": {"type": "boolean", "default": False, "description": "Return `found` even when all were."},
+            "offsets": {
+                "type": "array",
+                "items": {"type": "integer", "format": "int64", "minimum": 0},
+                "description": "Where in `ids` each bag starts: the first at 0, none less than the one before, "
+                "none past the end; the last bag ends with the ids. The reply has one vector a bag.",
+            },
+            "pooling": {
+                "type": "string",
+                "enum": list(POOLINGS),
+                "description": "How the vectors of a bag become one. An empty bag is zeros; an id that is not there is "
+                "left out under on_missing `zero`.",
+            },
+            "weights": {
+                "type": "array",
+                "items": {"type": "number", "format": "float"},
+                "description": "One for each id, for `sum`, and for `mean` (none below 0), which is then sum(w e) / "
+                "sum(w); `max` takes none.",
+            },
         },
+        "dependentRequired": {"offsets": ["pooling"], "pooling": ["offsets"], "weights": ["offsets", "pooling"]},
     },
     "Vectors": {
         "type": "object",
@@ -53,7 +73,11 @@ SCHEMAS: dict[str, Any] = {
             "version": {"type": "integer"},
             "embedding_dim": {"type": "integer"},
             "dtype": {"type": "string", "enum": list(DTYPES)},
-            "vectors": {"type": "array", "items": {"type": "array", "items": {"type": "number", "format": "float"}}},
+            "vectors": {
+                "type": "array",
+                "items": {"type": "array", "items": {"type": "number", "format": "float"}},
+                "description": "One for each id in their order, or for each bag.",
+            },
             "found": {
                 "type": "array",
                 "items": {"type": "boolean"},
@@ -88,7 +112,7 @@ SCHEMAS: dict[str, Any] = {
 
 _HEADERS = {
     "X-Embedding-Version": "Version that answered.",
-    "X-Embedding-Shape": "Rows and columns: n,d.",
+    "X-Embedding-Shape": "Rows and columns: n,d; n is ids, or bags.",
     "X-Embedding-Dtype": "Type of the numbers.",
     "X-Embedding-Missing": "How many ids the table does not have.",
     "X-Embedding-Release": "Release the version belongs to, where it does.",
@@ -136,7 +160,13 @@ def _lookup_one(operation: str, *path: dict[str, Any]) -> dict[str, Any]:
             "content": {
                 "application/json": {
                     "schema": {"$ref": "#/components/schemas/Lookup"},
-                    "example": {"ids": [3, 7], "on_missing": "zero"},
+                    "examples": {
+                        "vectors": {"value": {"ids": [3, 7], "on_missing": "zero"}},
+                        "bags": {
+                            "summary": "Two bags: ids 3, 7, 7 and id 9",
+                            "value": {"ids": [3, 7, 7, 9], "offsets": [0, 3], "pooling": "mean"},
+                        },
+                    },
                 },
                 "application/octet-stream": {
                     "schema": {"type": "string", "format": "binary", "description": "Little-endian int64 ids."}
@@ -145,7 +175,8 @@ def _lookup_one(operation: str, *path: dict[str, Any]) -> dict[str, Any]:
         },
         "responses": {
             "200": {
-                "description": "One row per id, in the order of the ids. A JSON request is answered in JSON, or with "
+                "description": "One row per id, in the order of the ids, or one per bag where there are `offsets`. "
+                "A JSON request is answered in JSON, or with "
                 "the binary rows when it says `Accept: application/octet-stream`.",
                 "headers": {
                     name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
@@ -156,8 +187,8 @@ def _lookup_one(operation: str, *path: dict[str, Any]) -> dict[str, Any]:
                         "schema": {
                             "type": "string",
                             "format": "binary",
-                            "description": "Row-major little-endian rows; where ids were missing, found bits follow "
-                            "(bit i of byte i // 8, least significant first).",
+                            "description": "Row-major little-endian rows; where ids were missing, found bits follow, "
+                            "one for each id (bit i of byte i // 8, least significant first).",
                         }
                     },
                 },

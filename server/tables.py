@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from importlib import import_module
 
 import structlog
 
@@ -131,6 +132,7 @@ class Registry:
         return dict(self._status)
 
     def _watch(self) -> None:
+        import_module("embstore.kernels.numba_pooling")  # compiled before readiness, not in the first pooled request
         while True:
             try:
                 self.refresh()

@@ -77,7 +77,7 @@ def test_a_new_version_never_reads_the_old_ones_rows(server: ServerProcess, tmp_
 
 def test_stores_that_share_a_redis_do_not_mix(server: ServerProcess, valkey: ValkeyServer, tmp_path: Path) -> None:
     """The same arrays under the same name and version, read by another scheme's formula, are other rows."""
-    tables = {"quotient": np.full((2, DIM), 3, np.float32), "remainder": np.full((2, DIM), 5, np.float32)}
+    tables = {"weight": np.repeat(np.array([3, 5], np.float32), 2)[:, None].repeat(DIM, axis=1)}
     database, answers = redis.Redis(port=valkey.port), []
     for number, op in enumerate(("mult", "add"), start=1):
         folder = tmp_path / op

@@ -377,7 +377,7 @@ def test_the_manifest_tells_the_whole_story(store: Store) -> None:
         "version": 2,
         "format_version": 1,
         "scheme": "memcom",
-        "parameters": {"num_buckets": 5, "bias": False},
+        "parameters": {"num_buckets": 5, "bias": False, "offset": False},
         "num_embeddings": ROWS,
         "embedding_dim": DIM,
         "dtype": "float32",

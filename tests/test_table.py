@@ -294,7 +294,7 @@ def test_arrays_that_are_not_the_schemes_are_refused(changes: dict[str, Any], na
     [
         ({"scheme": "fulll"}, "no scheme named 'fulll'.*did you mean 'full'"),
         ({"scheme": "hash"}, "num_buckets"),
-        ({"scheme": "qr", "parameters": {"num_buckets": 2}}, "array 'quotient' is missing"),
+        ({"scheme": "qr", "parameters": {"num_buckets": 2}}, "array 'weight' is float32"),
         ({"scheme": "hash", "parameters": {"num_buckets": 0}}, "num_buckets must be at least 1"),
         ({"scheme": "hash", "parameters": {"num_buckets": 5}}, "array 'weight' is float32"),
         ({"parameters": {"colour": "red"}}, "colour"),

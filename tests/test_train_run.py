@@ -202,3 +202,19 @@ def test_bench_compares_every_scheme(config_path: Path, capsys: pytest.CaptureFi
     assert speeds[0]["ratio"] == 1
     assert bench.main([*arguments, "--set", "training.nothing=1"]) == 2
     assert "training.nothing" in capsys.readouterr().err
+
+
+def test_rows_are_published_as_the_config_says(config_path: Path) -> None:
+    """dtype is a key of a table: rows are stored so, bytes and ratio say it; an impossible one is refused at once."""
+    result = run(config_path, "store", "tables.item.dtype=int8", "training.max_epochs=1")
+    manifest = open_store(config_path.parent / "store").manifest("item", 1)
+    assert (result.tables["item"].dtype, result.tables["user"].dtype, manifest.dtype) == ("int8", "float32", "int8")
+    table = result.tables["item"]
+    assert table.ratio == pytest.approx(manifest.metrics["compression_ratio"])
+    assert table.ratio == pytest.approx(table.num_embeddings * 16 * 4 / table.num_bytes)
+    assert table.ratio > 2 * 2.5  # 16 floats take 64 bytes, or 24 as int8
+    robe = ("tables.item.scheme=robe", "tables.item.dtype=int8")
+    with pytest.raises(ConfigError, match="tables.item: no tensor here gets smaller as int8"):
+        run(config_path, "store", *robe)
+    with pytest.raises(ConfigError, match="dtype must be one of float32, .*got 'int9'"):
+        run(config_path, "store", "tables.item.dtype=int9")

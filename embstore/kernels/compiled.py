@@ -1,31 +1,66 @@
-"""Compile a loop for fixed signatures, once: the machine code is kept on disk where there is a place for it."""
+"""Compile a loop for fixed signatures, once: the machine code is kept on disk where there is a place for it.
+
+`compiled` compiles when its file is imported. `Kernel` waits for the first table of a storage dtype: there are five
+of them, and few processes see more than one. A server sees all its tables' before it is ready, because loading a
+table looks its golden ids up.
+"""
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit
+from numba import njit, types
 
 log = logging.getLogger(__name__)
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+_LOCK = threading.Lock()
+_STORED_AS = {"f": types.float32, "h": types.int16, "H": types.uint16, "B": types.uint8, "b": types.int8}
+"""numpy's character of a table's dtype -> what its elements are to numba; see embstore/quantize.py."""
 
 
 def compiled(*signatures: Any) -> Callable[[Callable[..., Any]], Any]:
     """Decorator: the loop compiled for these signatures, without the GIL; division by zero is the caller's to avoid.
 
     numba keeps the code beside the source, or in NUMBA_CACHE_DIR, or in the user's cache. Where none of them can be
-    written (a read-only container) every process compiles for itself, which takes about six seconds in all.
+    written (a read-only container) every process compiles for itself, a second or so a loop.
     """
+    return lambda function: _compile(function, list(signatures))
 
-    def decorate(function: Callable[..., Any]) -> Any:
-        options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-        try:
-            return njit(list(signatures), cache=True, **options)(function)
-        except RuntimeError as error:
-            if "cannot cache" not in str(error):
-                raise
-            log.warning("%s is compiled without a cache: %s", function.__name__, error)
-            return njit(list(signatures), **options)(function)
 
-    return decorate
+def _compile(function: Callable[..., Any], signatures: list[Any]) -> Any:
+    try:
+        return njit(signatures, cache=True, **_OPTIONS)(function)
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+        log.warning("%s is compiled without a cache: %s", function.__name__, error)
+        return njit(signatures, **_OPTIONS)(function)
+
+
+class Kernel:
+    """A loop whose first argument is a table: compiled for its storage dtype when that is first seen."""
+
+    def __init__(self, function: Callable[..., Any], signature: Callable[[Any], Any]) -> None:
+        self.function, self._signature = function, signature
+        self.__name__, self.__doc__ = function.__name__, function.__doc__
+        self._by_dtype: dict[str, Any] = {}
+
+    def __call__(self, table: Any, *arguments: Any) -> None:
+        """Run on `table` and the rest."""
+        loop = self._by_dtype.get(table.dtype.char) or self._compiled(table.dtype.char)
+        loop(table, *arguments)
+
+    def _compiled(self, dtype: str) -> Any:
+        with _LOCK:
+            if dtype not in self._by_dtype:
+                table = types.Array(_STORED_AS[dtype], 2, "C", readonly=True, aligned=dtype not in "Bb")
+                self._by_dtype[dtype] = _compile(self.function, [self._signature(table)])
+        return self._by_dtype[dtype]
+
+
+def kernel(signature: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorator: `signature` gives the numba signature for the type of the table in the first argument."""
+    return lambda function: Kernel(function, signature)

@@ -14,7 +14,7 @@ from numba import njit, types
 
 from embstore.hashing import MUL1, MUL2, seed_offset
 from embstore.kernels.compiled import compiled
-from embstore.kernels.numba_cpu import IDS
+from embstore.kernels.numba_rows import IDS
 from embstore.kernels.prefetch import prefetch
 
 SLOTS = types.Array(types.int32, 2, "C", readonly=True)

@@ -14,8 +14,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-LINE_FLOATS = 16
-"""float32 values in one 64-byte cache line."""
+LINE_BYTES = 64
+"""Bytes in one cache line."""
 
 
 def _emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -34,3 +34,19 @@ def _emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 def prefetch(typing_context: Any, array: Any, row: Any, column: Any) -> Any:  # noqa: ARG001
     """Start loading the cache line that holds `array[row, column]`; the caller checked the indices."""
     return types.void(array, types.intp, types.intp), _emit
+
+
+@intrinsic
+def prefetch_1d(typing_context: Any, array: Any, index: Any) -> Any:  # noqa: ARG001
+    """Start loading the cache line that holds `array[index]`; the caller checked the index."""
+    return types.void(array, types.intp), _emit
+
+
+@intrinsic
+def as_float(typing_context: Any, bits: Any) -> Any:  # noqa: ARG001
+    """The float32 with these 32 bits."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # noqa: ARG001
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), emit

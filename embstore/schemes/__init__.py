@@ -14,16 +14,42 @@ from embstore.errors import ConfigError
 
 if TYPE_CHECKING:
     from embstore.schemes.base import Scheme as Scheme
+    from embstore.schemes.dhe import DHE as DHE
+    from embstore.schemes.double_hash import DoubleHash as DoubleHash
+    from embstore.schemes.frequency import Frequency as Frequency
     from embstore.schemes.full import Full as Full
     from embstore.schemes.hash import Hash as Hash
+    from embstore.schemes.learned_hash import LearnedHash as LearnedHash
+    from embstore.schemes.lma import LMA as LMA
+    from embstore.schemes.low_rank import LowRank as LowRank
+    from embstore.schemes.masked import Masked as Masked
+    from embstore.schemes.mem_rec import MEMRec as MEMRec
     from embstore.schemes.memcom import MEmCom as MEmCom
+    from embstore.schemes.mixed_dim import MixedDim as MixedDim
+    from embstore.schemes.mixed_precision import MixedPrecision as MixedPrecision
+    from embstore.schemes.path import PathBased as PathBased
+    from embstore.schemes.pq import PQ as PQ
     from embstore.schemes.qr import QR as QR
+    from embstore.schemes.robe import ROBE as ROBE
 
 SCHEMES = {
     "full": "embstore.schemes.full:Full",
     "hash": "embstore.schemes.hash:Hash",
+    "double_hash": "embstore.schemes.double_hash:DoubleHash",
+    "frequency": "embstore.schemes.frequency:Frequency",
+    "low_rank": "embstore.schemes.low_rank:LowRank",
+    "mixed_dim": "embstore.schemes.mixed_dim:MixedDim",
+    "masked": "embstore.schemes.masked:Masked",
     "qr": "embstore.schemes.qr:QR",
+    "path": "embstore.schemes.path:PathBased",
     "memcom": "embstore.schemes.memcom:MEmCom",
+    "mem_rec": "embstore.schemes.mem_rec:MEMRec",
+    "learned_hash": "embstore.schemes.learned_hash:LearnedHash",
+    "robe": "embstore.schemes.robe:ROBE",
+    "lma": "embstore.schemes.lma:LMA",
+    "dhe": "embstore.schemes.dhe:DHE",
+    "mixed_precision": "embstore.schemes.mixed_precision:MixedPrecision",
+    "pq": "embstore.schemes.pq:PQ",
 }
 
 _CLASSES = {path.partition(":")[2]: path for path in (*SCHEMES.values(), "embstore.schemes.base:Scheme")}

@@ -1,32 +1,44 @@
 """What every scheme is: a config, a module that trains, a pure function that serves.
 
-The three promises that the contract test checks for each of them:
+The promises that the contract test checks for each of them:
 
-* `forward(ids)` equals `lookup(config, state_dict, ids, out)`;
+* `lookup(config, tensors, ids, out)` of what `export()` gives equals `forward(ids)`;
 * composed vectors start with mean 0 and standard deviation `init_std`, whatever the scheme (comparisons between
   schemes are meaningless otherwise), `embedding_dim ** -0.5` unless given: vectors of about unit length;
 * `num_bytes()` is what the tensors take on disk.
+
+A scheme's file holds its Config, `layout` (what is stored), `compose` (the formula, in torch), `lookup_cpu` (the
+compiled loop over the same tensors), `from_budget` and, where a better one than gradient descent is known, `fit`.
 """
 
-# Shapes: B ids in a batch, D embedding_dim.
+# Shapes: B ids in a batch, D embedding_dim, N num_embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embstore.errors import ConfigError, IdOutOfRange
 from embstore.kernels import Array
+from embstore.kernels.reference import write
+from embstore.quantize import Slot, packed_layout, take
 
 MAX_IDS = (1 << 63) - 1
 
 Tensors = Mapping[str, Array]
-"""A scheme's state by name: numpy arrays (CPU) or torch tensors (any device), all of one kind."""
+"""A scheme's stored tensors by name: numpy arrays (CPU) or torch tensors (any device), all of one kind."""
+
+Rows = Callable[[Tensor, Tensor], Tensor]
+"""`rows(weight, index)` is `weight[index]` as floats: differentiable in training, dequantising in serving."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +72,12 @@ class Scheme(nn.Module):
 
     name: ClassVar[str]
     Config: ClassVar[type[SchemeConfig]]
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """What `from_budget` takes beside sizes: `frequencies` (float [N], how often each id occurs), `histories`
+    (int64 [E, 2], pairs of id and what it occurred with), `vectors` (float [N, small], a cheap embedding)."""
+    tolerance: ClassVar[float] = 0.0
+    """How far, relative to the largest number of a batch, two machines' vectors may differ: 0 where the arithmetic is
+    the same everywhere, more where sums are taken in an order that depends on the processor."""
     config: SchemeConfig
 
     def __init__(self, config: SchemeConfig, *, sparse: bool = False) -> None:
@@ -80,35 +98,122 @@ class Scheme(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors of ids of any shape: `(*ids.shape, embedding_dim)`; raises IdOutOfRange before it reads a row."""
         self.check(ids)
-        return self.compose(ids.long())  # arithmetic on ids in uint8 would wrap
+        return self.vectors(ids.long())  # arithmetic on ids in uint8 would wrap
 
-    def compose(self, ids: Tensor) -> Tensor:
-        """The scheme's formula, differentiable; ids are int64 and in range."""
-        raise NotImplementedError
+    def vectors(self, ids: Tensor) -> Tensor:
+        """The vectors of int64 ids that are in range, differentiable; training forms that differ override this."""
+        return self.compose(self.config, self.tensors(), ids, self.rows)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The module's parameters and buffers by name."""
+        return dict(self.named_parameters()) | dict(self.named_buffers())
+
+    def export(self) -> tuple[SchemeConfig, dict[str, Tensor]]:
+        """What is published: the config and the tensors of `layout(config)`, detached; training state stays behind."""
+        return self.config, {name: tensor.detach() for name, tensor in self.tensors().items()}
+
+    def networks(self) -> Iterable[nn.Parameter]:
+        """Dense parameters that every id's vector depends on (layers, projections): trained with Adam, not row-wise."""
+        return ()
 
     @staticmethod
-    def lookup(config: Any, tensors: Tensors, ids_B: Array, out_BD: Array) -> None:
-        """Write vectors into `out_BD`: no state, no autograd, no randomness; rows of negative ids stay as they are."""
+    def compose(config: Any, tensors: Mapping[str, Tensor], ids: Tensor, rows: Rows) -> Tensor:
+        """The scheme's formula over stored tensors: ids int64 of any shape in, `(*ids.shape, D)` out."""
         raise NotImplementedError
 
     @classmethod
-    def from_budget(cls, num_embeddings: int, embedding_dim: int, num_bytes: int, **options: Any) -> Self:
-        """The largest module of this scheme that stores at most `num_bytes`; ConfigError says what is the least."""
+    def lookup(cls, config: Any, tensors: Tensors, ids_B: Array, out_BD: Array) -> None:
+        """Write vectors into `out_BD`: no state, no autograd, no randomness; rows of negative ids stay as they are."""
+        if isinstance(out_BD, np.ndarray):
+            cls.lookup_cpu(config, tensors, ids_B, out_BD)
+        elif out_BD.is_cuda:
+            cls.lookup_gpu(config, tensors, ids_B, out_BD)
+        else:
+            cls.lookup_reference(config, tensors, ids_B, out_BD)
+
+    @staticmethod
+    def lookup_cpu(config: Any, tensors: Tensors, ids_B: Array, out_BD: Array) -> None:
+        """`lookup` over numpy arrays, compiled."""
+        raise NotImplementedError
+
+    @classmethod
+    def lookup_gpu(cls, config: Any, tensors: Tensors, ids_B: Array, out_BD: Array) -> None:
+        """`lookup` over CUDA tensors."""
+        cls.lookup_reference(config, tensors, ids_B, out_BD)
+
+    @classmethod
+    def lookup_reference(cls, config: Any, tensors: Tensors, ids_B: Array, out_BD: Array) -> None:
+        """`lookup` over torch tensors, by `compose`."""
+        with torch.no_grad():
+            write(out_BD, ids_B, lambda ids: cls.compose(config, tensors, ids, take))
+
+    @classmethod
+    def layout(cls, config: Any) -> dict[str, Slot]:
+        """Name -> shape and dtype of every stored tensor, known without building any of them."""
+        raise NotImplementedError
+
+    @classmethod
+    def check_tensors(cls, config: Any, tensors: Mapping[str, Array]) -> None:
+        """VerificationFailed unless the numbers that loops use as positions are in range: damage must not read memory.
+
+        Called with numpy arrays of the layout's shapes and dtypes before a table is served.
+        """
+
+    @classmethod
+    def from_budget(
+        cls, num_embeddings: int, embedding_dim: int, num_bytes: int, *, frequencies: Any = None, **options: Any
+    ) -> Self:
+        """The largest module of this scheme that stores at most `num_bytes`; ConfigError says what is the least.
+
+        frequencies: float [N], how often each id occurs, for schemes that share out by it. The rest as constructed.
+        """
         raise NotImplementedError
 
     @classmethod
     def from_config(cls, config: SchemeConfig) -> Self:
-        """A module of these sizes, freshly initialised; `load_state_dict` fills it."""
+        """A module of these sizes, freshly initialised."""
         return cls(**asdict(config))
 
     @classmethod
-    def shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every stored tensor (float32), known without building any of them."""
-        raise NotImplementedError
+    def from_tensors(cls, config: SchemeConfig, tensors: Mapping[str, Tensor]) -> Self:
+        """The module whose `export()` these are: it gives the same vectors, and can be trained on."""
+        module = cls.from_config(config)
+        module.load_state_dict(dict(tensors))
+        return module
 
-    def num_bytes(self) -> int:
-        """Bytes of the stored tensors, which is their size on disk."""
-        return sum(t.numel() * t.element_size() for t in self.state_dict().values())
+    @classmethod
+    def fit(
+        cls,
+        vectors_ND: Tensor,
+        num_bytes: int,
+        *,
+        weights_N: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Self:
+        """The module of at most `num_bytes` whose vectors are closest to the given ones.
+
+        weights_N: how much each id's error counts (its popularity); None: all alike. Schemes that know a closed form
+        or an alternating one use it; this one distils by gradient descent.
+        """
+        from embstore.fitting import distill
+
+        num_embeddings, embedding_dim = vectors_ND.shape
+        std = float(vectors_ND.std(correction=0)) or None
+        module = cls.from_budget(
+            num_embeddings,
+            embedding_dim,
+            num_bytes,
+            frequencies=weights_N,
+            **({"init_std": std, "generator": generator} | options),
+        )
+        distill(module, vectors_ND, weights_N=weights_N, generator=generator, progress=progress)
+        return module
+
+    def num_bytes(self, dtype: str = "float32") -> int:
+        """Bytes of the stored tensors, which is their size on disk, with rows stored as `dtype`."""
+        return sum(slot.num_bytes for slot in packed_layout(self.layout(self.config), dtype).values())
 
     def check(self, ids: Tensor) -> None:
         """IdOutOfRange unless all ids are integers in `[0, num_embeddings)`: a bad id never reads a row."""

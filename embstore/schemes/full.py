@@ -6,14 +6,18 @@ Lookup: 4 D bytes read, no arithmetic.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from embstore import kernels
 from embstore.errors import ConfigError
-from embstore.schemes.base import Scheme, SchemeConfig, Tensors, normal, target_std
+from embstore.kernels import Loops
+from embstore.quantize import Slot
+from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
+
+numba_gather = Loops("numba_gather")
 
 
 class Full(Scheme):
@@ -35,26 +39,54 @@ class Full(Scheme):
         std = target_std(embedding_dim, init_std)
         self.weight = normal((num_embeddings, embedding_dim), std, generator=generator)
 
-    def compose(self, ids: Tensor) -> Tensor:
+    @staticmethod
+    def compose(config: Any, tensors: Mapping[str, Tensor], ids: Tensor, rows: Rows) -> Tensor:
         """e = W[x]."""
-        return self.rows(self.weight, ids)
+        return rows(tensors["weight"], ids)
 
     @staticmethod
-    def lookup(config: SchemeConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:  # noqa: ARG004
+    def lookup_cpu(config: Any, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = W[x]."""
-        kernels.gather(tensors["weight"], ids_B, out_BD)
+        numba_gather.gather(tensors["weight"], ids_B, out_BD)
 
     @classmethod
-    def shapes(cls, config: SchemeConfig) -> dict[str, tuple[int, ...]]:
+    def lookup_gpu(cls, config: Any, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
+        """e = W[x]."""
+        from embstore.kernels import triton_gather
+
+        triton_gather.gather(tensors["weight"], ids_B, out_BD)
+
+    @classmethod
+    def layout(cls, config: SchemeConfig) -> dict[str, Slot]:
         """One table."""
-        return {"weight": (config.num_embeddings, config.embedding_dim)}
+        return {"weight": Slot((config.num_embeddings, config.embedding_dim), rows=True)}
 
     @classmethod
-    def from_budget(cls, num_embeddings: int, embedding_dim: int, num_bytes: int, **options: Any) -> Self:
+    def from_budget(
+        cls, num_embeddings: int, embedding_dim: int, num_bytes: int, *, frequencies: Any = None, **options: Any
+    ) -> Self:
         """A full table has one size; ConfigError unless the budget holds it."""
         need = 4 * num_embeddings * embedding_dim
         if num_bytes < need:
             raise ConfigError(
-                f"full needs {need:,} bytes for {num_embeddings:,} x {embedding_dim}, the budget is {num_bytes:,}"
+                f"full cannot be stored in {num_bytes:,} bytes: the least is {need:,}, for {num_embeddings:,} rows of "
+                f"{embedding_dim} float32"
             )
         return cls(num_embeddings, embedding_dim, **options)
+
+    @classmethod
+    def fit(
+        cls,
+        vectors_ND: Tensor,
+        num_bytes: int,
+        *,
+        weights_N: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Self:
+        """The vectors themselves."""
+        num_embeddings, embedding_dim = vectors_ND.shape
+        module = cls.from_budget(num_embeddings, embedding_dim, num_bytes, generator=generator, **options)
+        module.load_state_dict({"weight": vectors_ND.float()})
+        return module

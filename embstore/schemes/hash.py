@@ -9,16 +9,20 @@ Lookup: 4 D bytes read, one modulo or hash.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from embstore import kernels
 from embstore.errors import ConfigError
 from embstore.hashing import MAX_BUCKETS, bucket_torch
-from embstore.schemes.base import Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
+from embstore.kernels import Loops
+from embstore.quantize import Slot
+from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
+
+numba_gather = Loops("numba_gather")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,28 +64,66 @@ class Hash(Scheme):
         std = target_std(embedding_dim, init_std)
         self.weight = normal((num_buckets, embedding_dim), std, generator=generator)
 
-    def compose(self, ids: Tensor) -> Tensor:
+    @staticmethod
+    def compose(config: HashConfig, tensors: Mapping[str, Tensor], ids: Tensor, rows: Rows) -> Tensor:
         """e = T[h(x)]."""
-        m, seed = self.config.num_buckets, self.config.seed
-        return self.rows(self.weight, ids % m if seed is None else bucket_torch(ids, m, seed))
+        return rows(tensors["weight"], buckets(config, ids))
 
     @staticmethod
-    def lookup(config: HashConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
+    def lookup_cpu(config: HashConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = T[h(x)]."""
         if config.seed is None:
-            kernels.gather_mod(tensors["weight"], ids_B, out_BD)
+            numba_gather.gather_mod(tensors["weight"], ids_B, out_BD)
         else:
-            kernels.gather_hash(tensors["weight"], ids_B, config.seed, out_BD)
+            numba_gather.gather_hash(tensors["weight"], ids_B, config.seed, out_BD)
 
     @classmethod
-    def shapes(cls, config: HashConfig) -> dict[str, tuple[int, ...]]:
+    def lookup_gpu(cls, config: HashConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
+        """e = T[h(x)]."""
+        from embstore.kernels import triton_gather
+
+        if config.seed is None:
+            triton_gather.gather_mod(tensors["weight"], ids_B, out_BD)
+        else:
+            triton_gather.gather_hash(tensors["weight"], ids_B, config.seed, out_BD)
+
+    @classmethod
+    def layout(cls, config: HashConfig) -> dict[str, Slot]:
         """One table of `num_buckets` rows."""
-        return {"weight": (config.num_buckets, config.embedding_dim)}
+        return {"weight": Slot((config.num_buckets, config.embedding_dim), rows=True)}
 
     @classmethod
-    def from_budget(cls, num_embeddings: int, embedding_dim: int, num_bytes: int, **options: Any) -> Self:
+    def from_budget(
+        cls, num_embeddings: int, embedding_dim: int, num_bytes: int, *, frequencies: Any = None, **options: Any
+    ) -> Self:
         """As many buckets as the budget holds, but never more than there are ids."""
         if "num_buckets" in options:
             raise ConfigError("give either a budget or num_buckets, not both")
         num_buckets = min(buckets_in(num_bytes, 4 * embedding_dim, 0, cls.name), num_embeddings, MAX_BUCKETS)
         return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, **options)
+
+    @classmethod
+    def fit(
+        cls,
+        vectors_ND: Tensor,
+        num_bytes: int,
+        *,
+        weights_N: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Self:
+        """Each row the weighted mean of its bucket's vectors, which is the least squares optimum."""
+        from embstore.fitting import weighted_bucket_means
+
+        num_embeddings, embedding_dim = vectors_ND.shape
+        module = cls.from_budget(num_embeddings, embedding_dim, num_bytes, generator=generator, **options)
+        bucket_N = buckets(module.config, torch.arange(len(vectors_ND)))
+        means = weighted_bucket_means(vectors_ND, bucket_N, module.config.num_buckets, weights_N)
+        module.load_state_dict({"weight": means.float()})
+        return module
+
+
+def buckets(config: HashConfig, ids: Tensor) -> Tensor:
+    """h(x): the row that each id reads."""
+    return ids % config.num_buckets if config.seed is None else bucket_torch(ids, config.num_buckets, config.seed)

@@ -1,11 +1,11 @@
-"""MEmCom: `e = V[x] * U[x mod m] (+ W[x])` (Pansare et al., MLSys 2022, arXiv 2203.10135).
+"""MEmCom: `e = V[x] * U[x mod m] (+ W[x]) (+ o)` (Pansare et al., MLSys 2022, arXiv 2203.10135).
 
 One row per bucket, shared, and one trained weight per id (`bias`: and one trained offset, added to every column),
 so ids that share a bucket still differ. With ids numbered by falling frequency the m most frequent own their row.
 
 Stored: `shared` float32 [m, D] and `scale` float32 [n, 1] (4 m D + 4 n bytes), or with bias `scale_bias` float32
 [n, 2], kept side by side so that they cost one cache line (4 m D + 8 n bytes). The ratio cannot pass D (D / 2 with
-bias).
+bias). `offset`: one more vector o, float32 [1, D], added to all: with it, one bucket is a rank-1 table with a mean.
 Lookup: 4 D + 4 (8) bytes read, D multiplications (and D additions), one modulo.
 
 Starts as the hashing trick: V = 1, W = 0. Do not normalise the vectors afterwards: that erases V's size.
@@ -13,29 +13,36 @@ Starts as the hashing trick: V = 1, W = 0. Do not normalise the vectors afterwar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from embstore import kernels
 from embstore.errors import ConfigError
-from embstore.schemes.base import Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
+from embstore.kernels import Loops
+from embstore.quantize import Slot
+from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
+
+numba_gather = Loops("numba_gather")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MEmComConfig(SchemeConfig):
-    """num_buckets: rows of the shared table (m); bias: one more trained number per id, added to every column."""
+    """num_buckets: rows of the shared table (m); bias: one more trained number per id, added to every column;
+    offset: one trained vector, added to all."""
 
     num_buckets: int
     bias: bool = False
+    offset: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("num_buckets", at_least=1)
-        if not isinstance(self.bias, bool):
-            raise ConfigError(f"bias must be true or false, got {self.bias!r}")
+        for name in ("bias", "offset"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
 
 
 class MEmCom(Scheme):
@@ -52,12 +59,17 @@ class MEmCom(Scheme):
         *,
         num_buckets: int,
         bias: bool = False,
+        offset: bool = False,
         sparse: bool = False,
         init_std: float | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         config = MEmComConfig(
-            num_embeddings=num_embeddings, embedding_dim=embedding_dim, num_buckets=num_buckets, bias=bias
+            num_embeddings=num_embeddings,
+            embedding_dim=embedding_dim,
+            num_buckets=num_buckets,
+            bias=bias,
+            offset=offset,
         )
         super().__init__(config, sparse=sparse)
         std = target_std(embedding_dim, init_std)
@@ -66,36 +78,101 @@ class MEmCom(Scheme):
             self.scale_bias = nn.Parameter(torch.tensor([1.0, 0.0]).repeat(num_embeddings, 1))
         else:
             self.scale = nn.Parameter(torch.ones(num_embeddings, 1))
-
-    def compose(self, ids: Tensor) -> Tensor:
-        """e = V[x] * U[x mod m] (+ W[x])."""
-        shared = self.rows(self.shared, ids % self.config.num_buckets)
-        if not self.config.bias:
-            return shared * self.rows(self.scale, ids)
-        pair = self.rows(self.scale_bias, ids)
-        return shared * pair[..., :1] + pair[..., 1:]
+        if offset:
+            self.offset = nn.Parameter(torch.zeros(1, embedding_dim))
 
     @staticmethod
-    def lookup(config: MEmComConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
-        """e = V[x] * U[x mod m] (+ W[x])."""
+    def compose(config: MEmComConfig, tensors: Mapping[str, Tensor], ids: Tensor, rows: Rows) -> Tensor:
+        """e = V[x] * U[x mod m] (+ W[x]) (+ o)."""
+        shared = rows(tensors["shared"], ids % config.num_buckets)
         if config.bias:
-            kernels.gather_scaled_biased(tensors["shared"], tensors["scale_bias"], ids_B, out_BD)
+            pair = rows(tensors["scale_bias"], ids)
+            vectors = shared * pair[..., :1] + pair[..., 1:]
         else:
-            kernels.gather_scaled(tensors["shared"], tensors["scale"], ids_B, out_BD)
+            vectors = shared * rows(tensors["scale"], ids)
+        return vectors + tensors["offset"][0] if config.offset else vectors
+
+    @staticmethod
+    def lookup_cpu(config: MEmComConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
+        """e = V[x] * U[x mod m] (+ W[x]) (+ o)."""
+        if config.bias:
+            numba_gather.gather_scaled_biased(tensors["shared"], tensors["scale_bias"], ids_B, out_BD)
+        else:
+            numba_gather.gather_scaled(tensors["shared"], tensors["scale"], ids_B, out_BD)
+        if config.offset:
+            numba_gather.add_offset(tensors["offset"], ids_B, out_BD)
 
     @classmethod
-    def shapes(cls, config: MEmComConfig) -> dict[str, tuple[int, ...]]:
-        """The shared table and the ids' own numbers."""
-        own = {"scale_bias": (config.num_embeddings, 2)} if config.bias else {"scale": (config.num_embeddings, 1)}
-        return {"shared": (config.num_buckets, config.embedding_dim), **own}
+    def lookup_gpu(cls, config: MEmComConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
+        """e = V[x] * U[x mod m] (+ W[x]) (+ o)."""
+        from embstore.kernels import triton_gather
+
+        own, offset = tensors["scale_bias" if config.bias else "scale"], tensors.get("offset")
+        triton_gather.gather_scaled(tensors["shared"], own, offset, ids_B, out_BD)
+
+    @classmethod
+    def layout(cls, config: MEmComConfig) -> dict[str, Slot]:
+        """The shared table, the ids' own numbers, the offset."""
+        n = config.num_embeddings
+        own = {"scale_bias": Slot((n, 2))} if config.bias else {"scale": Slot((n, 1))}
+        offset = {"offset": Slot((1, config.embedding_dim))} if config.offset else {}
+        return {"shared": Slot((config.num_buckets, config.embedding_dim), rows=True), **own, **offset}
 
     @classmethod
     def from_budget(
-        cls, num_embeddings: int, embedding_dim: int, num_bytes: int, *, bias: bool = False, **options: Any
+        cls,
+        num_embeddings: int,
+        embedding_dim: int,
+        num_bytes: int,
+        *,
+        frequencies: Any = None,
+        bias: bool = False,
+        offset: bool = False,
+        **options: Any,
     ) -> Self:
         """The ids' own numbers first, as many shared rows as the rest holds, never more than there are ids."""
         if "num_buckets" in options:
             raise ConfigError("give either a budget or num_buckets, not both")
-        own_bytes = (8 if bias else 4) * num_embeddings
+        own_bytes = (8 if bias else 4) * num_embeddings + (4 * embedding_dim if offset else 0)
+        if embedding_dim > 0 and num_bytes < own_bytes + 4 * embedding_dim:
+            least, ceiling = own_bytes + 4 * embedding_dim, embedding_dim / (2 if bias else 1)
+            raise ConfigError(
+                f"memcom cannot be stored in {num_bytes:,} bytes here: the least is {least:,}, because each id keeps "
+                f"{'two numbers' if bias else 'a number'} of its own; its ratio stays below {ceiling:g}"
+            )
         num_buckets = min(buckets_in(num_bytes, 4 * embedding_dim, own_bytes, cls.name), num_embeddings)
-        return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, bias=bias, **options)
+        return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, bias=bias, offset=offset, **options)
+
+    @classmethod
+    def fit(
+        cls,
+        vectors_ND: Tensor,
+        num_bytes: int,
+        *,
+        weights_N: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Self:
+        """Per bucket the best rank-1 approximation of its vectors, less the weighted mean where there is an offset."""
+        from embstore.fitting import rank_one_per_bucket, weighted_bucket_means
+
+        num_embeddings, embedding_dim = vectors_ND.shape
+        module = cls.from_budget(num_embeddings, embedding_dim, num_bytes, generator=generator, **options)
+        config, state = module.config, {}
+        if config.offset:
+            one = torch.zeros(len(vectors_ND), dtype=torch.int64)
+            state["offset"] = weighted_bucket_means(vectors_ND, one, 1, weights_N).float()
+            vectors_ND = vectors_ND - state["offset"]
+        bucket_N = torch.arange(len(vectors_ND)) % config.num_buckets
+        if config.bias:
+            rows, scale, bias = rank_one_per_bucket(
+                vectors_ND, bucket_N, config.num_buckets, weights_N=weights_N, bias=True
+            )
+            state["scale_bias"] = torch.stack([scale, bias], dim=1).float()
+        else:
+            rows, scale = rank_one_per_bucket(vectors_ND, bucket_N, config.num_buckets, weights_N=weights_N)
+            state["scale"] = scale[:, None].float()
+        state["shared"] = rows.float()
+        module.load_state_dict(state)
+        return module

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from embstore.errors import EmbstoreError
+from embstore.errors import ConfigError, EmbstoreError
 from embstore.schemes import SCHEMES
 from embstore.schemes.base import Scheme, target_std
 from embstore.train.config import ModelConfig, TableConfig, TrainConfig, load_config
@@ -29,7 +29,7 @@ from embstore.train.data import Dataset, read_dataset
 from embstore.train.loop import Examples
 from embstore.train.loss import batch_loss
 from embstore.train.model import Factorisation, make_table
-from embstore.train.optimizer import RowwiseAdagrad
+from embstore.train.optimizer import TableOptimizer
 from embstore.train.run import pick_device
 
 PLAIN = "nn.Embedding"
@@ -52,7 +52,9 @@ class Contender:
 
     def __init__(self, model: Factorisation, config: TrainConfig, device: torch.device) -> None:
         self.model, self.l2, self.device = model.to(device), config.training.l2, device
-        self.optimizer = RowwiseAdagrad(model.parameters(), config.training.learning_rate)
+        tables = [table for table in model.tables().values() if isinstance(table, Scheme)]
+        rates = config.training.learning_rate, config.training.network_learning_rate
+        self.optimizer = TableOptimizer(model, tables, *rates)
         self.seconds: list[float] = []
 
     def run(self, batches: Sequence[tuple[Tensor, Tensor]], log_q_N: Tensor) -> None:
@@ -73,13 +75,23 @@ class Contender:
 
 
 def contenders(config: TrainConfig, dataset: Dataset, ratio: float, device: torch.device) -> dict[str, Contender]:
-    """nn.Embedding and every scheme, `full` at its own size and the others at `ratio`."""
+    """nn.Embedding and every scheme, `full` at its own size, the others at `ratio` or, where it is past what they can
+    be, at half of it, a quarter, ..."""
     sizes, models = (len(dataset.users), len(dataset.items)), {}
     models[PLAIN] = [_plain(size, config.model) for size in sizes]
     for scheme in SCHEMES:
-        table = TableConfig(scheme=scheme, ratio=None if scheme == "full" else ratio)
-        models[scheme] = [make_table(scheme, table, size, config.model, seed=0) for size in sizes]
+        models[scheme] = [_table_of(scheme, size, ratio, config.model) for size in sizes]
     return {name: Contender(Factorisation(user, item), config, device) for name, (user, item) in models.items()}
+
+
+def _table_of(scheme: str, num_embeddings: int, ratio: float, model: ModelConfig) -> Scheme:
+    table = TableConfig(scheme=scheme, ratio=None if scheme == "full" else ratio)
+    try:
+        return make_table(scheme, table, num_embeddings, model, seed=0)
+    except ConfigError:
+        if ratio <= 0.5:
+            raise
+        return _table_of(scheme, num_embeddings, max(ratio / 2, 0.5), model)
 
 
 def measure(

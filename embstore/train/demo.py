@@ -21,6 +21,25 @@ SHARE_OF_TASTE = 0.85
 FIRST_CLICK_MS = 1_780_272_000_000
 DAY_MS = 86_400_000
 
+TABLES = """\
+[tables.user]
+scheme = "memcom"
+ratio = 2
+
+[tables.item]
+scheme = "qr"
+ratio = 4
+"""
+ONE_SCHEME = """\
+[tables.user]
+scheme = "{scheme}"
+{ratio}
+[tables.item]
+scheme = "{scheme}"
+{ratio}"""
+RATIO = 2.5
+"""Demo tables of one scheme are this much smaller: every scheme can be, in 32 columns."""
+
 CONFIG = """\
 # Made-up clicks with planted topics: see embstore/train/demo.py.
 task = "ranking"
@@ -37,13 +56,7 @@ num_validation = 1_000
 [model]
 embedding_dim = 32
 
-[tables.user]
-scheme = "memcom"
-ratio = 2
-
-[tables.item]
-scheme = "qr"
-ratio = 4
+{tables}
 
 [training]
 batch_size = 1024
@@ -57,12 +70,17 @@ cutoff = 10
 """
 
 
-def write_demo(folder: Path, *, seed: int = 0) -> Path:
-    """Write `clicks.parquet` and `demo.toml` into `folder`, the same for the same seed; returns the config's path."""
+def write_demo(folder: Path, *, seed: int = 0, scheme: str | None = None, ratio: float = RATIO) -> Path:
+    """Write `clicks.parquet` and `demo.toml` into `folder`, the same for the same seed; returns the config's path.
+
+    scheme: store both tables by it, `ratio` times smaller than plain ones; None: memcom and qr.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     make_clicks(seed).write_parquet(folder / "clicks.parquet")
     config = folder / "demo.toml"
-    config.write_text(CONFIG.format(seed=seed), "utf-8")
+    size = "" if scheme == "full" else f"ratio = {ratio}\n"
+    tables = TABLES if scheme is None else ONE_SCHEME.format(scheme=scheme, ratio=size)
+    config.write_text(CONFIG.format(seed=seed, tables=tables), "utf-8")
     return config
 
 

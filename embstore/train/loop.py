@@ -16,7 +16,7 @@ from embstore.train.config import TrainingConfig
 from embstore.train.data import Dataset
 from embstore.train.loss import batch_loss, log_inclusion
 from embstore.train.model import Factorisation
-from embstore.train.optimizer import RowwiseAdagrad
+from embstore.train.optimizer import TableOptimizer
 from embstore.train.progress import Reporter
 
 REPORT_EVERY = 32
@@ -64,18 +64,21 @@ def fit(
 ) -> FitResult:
     """Train until `validate` has not grown for `patience` evaluations; the model ends with its best weights.
 
-    DataError when the loss or the metric stops being a finite number.
+    It is in training mode in epochs, and in evaluation mode, in which it gives the vectors that would be served, when
+    `validate` is called and in the end. DataError when the loss or the metric stops being a finite number.
     """
-    optimizer = RowwiseAdagrad(model.parameters(), config.learning_rate)
+    optimizer = TableOptimizer(model, model.tables().values(), config.learning_rate, config.network_learning_rate)
     best_metric, best_epoch, best_state, seconds, epoch = -1.0, 0, {}, 0.0, 0
     stopping = 0
     while epoch < config.max_epochs and stopping < config.patience:
         epoch += 1
+        model.train()
         started = time.perf_counter()
         loss = run_epoch(model, optimizer, examples, config.l2, epoch, report)
         seconds += time.perf_counter() - started
         if epoch % config.evaluate_every and epoch < config.max_epochs:
             continue
+        model.eval()
         metric = validate()
         if not metric >= 0:
             raise DataError(f"validation gave {metric} in epoch {epoch}: nothing is published")
@@ -85,24 +88,31 @@ def fit(
             best_metric, best_epoch = metric, epoch
             best_state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         report.epoch_done(epoch, loss, metric, improved)
-    model.load_state_dict(best_state)
+    model.eval().load_state_dict(best_state)
     examples_per_s = epoch * examples.num_steps * examples.batch_size / max(seconds, 1e-9)
     return FitResult(epoch, best_epoch, best_metric, examples_per_s)
 
 
 def run_epoch(
     model: Factorisation,
-    optimizer: torch.optim.Optimizer,
+    optimizer: TableOptimizer,
     examples: Examples,
     l2: float,
     epoch: int,
     report: Reporter,
 ) -> float:
-    """One pass over the shuffled examples; the mean softmax loss. DataError when it is not finite."""
+    """One pass over the shuffled examples; the mean softmax loss. DataError when it is not finite.
+
+    What is minimised has L2 in it, and the `penalty()` of tables that have one.
+    """
+    methods = (getattr(table, "penalty", None) for table in model.tables().values())
+    penalties = [method for method in methods if method is not None]
     total, since = 0.0, torch.zeros((), device=examples.users_E.device)
     report.epoch_started(epoch, examples.num_steps)
     for step, (users_B, items_B) in enumerate(examples.epoch(), start=1):
         loss, softmax = batch_loss(model, users_B, items_B, examples.log_q_N, l2)
+        for penalty in penalties:
+            loss = loss + penalty()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from inspect import Parameter, signature
 from typing import Any
 
@@ -16,7 +17,10 @@ from embstore.schemes.base import Scheme
 from embstore.train.config import ModelConfig, TableConfig, TrainConfig
 from embstore.train.toml_fields import unknown_key
 
-_NOT_OPTIONS = {"self", "num_embeddings", "embedding_dim", "sparse", "init_std", "generator"}
+_NOT_OPTIONS = {
+    *("self", "num_embeddings", "embedding_dim", "num_bytes", "sparse", "init_std", "generator"),
+    *("frequencies", "histories", "vectors", "signatures", "memory"),  # learned from events, not said in a config
+}
 
 
 class Factorisation(nn.Module):
@@ -43,40 +47,69 @@ def all_vectors(table: Scheme, device: torch.device) -> Tensor:
     return torch.cat([table(torch.arange(*span, device=device)) for span in zip(starts, ends, strict=True)])
 
 
-def make_model(config: TrainConfig, num_users: int, num_items: int) -> Factorisation:
-    """The model of a config, at its start."""
+def make_model(
+    config: TrainConfig, num_users: int, num_items: int, knowledge: Mapping[str, Mapping[str, Any]] | None = None
+) -> Factorisation:
+    """The model of a config, at its start. knowledge: for each table what is known of its ids (`prepare.knowledge`)."""
+    user, item, known = config.tables.user, config.tables.item, knowledge or {}
     return Factorisation(
-        make_table("user", config.tables.user, num_users, config.model, 2 * config.seed),
-        make_table("item", config.tables.item, num_items, config.model, 2 * config.seed + 1),
+        make_table("user", user, num_users, config.model, 2 * config.seed, known.get("user")),
+        make_table("item", item, num_items, config.model, 2 * config.seed + 1, known.get("item")),
     )
 
 
-def make_table(name: str, config: TableConfig, num_embeddings: int, model: ModelConfig, seed: int) -> Scheme:
+def make_table(
+    name: str,
+    config: TableConfig,
+    num_embeddings: int,
+    model: ModelConfig,
+    seed: int,
+    knowledge: Mapping[str, Any] | None = None,
+) -> Scheme:
     """The module of table `name`, of the size that its config asks for; the same seed gives the same start.
 
-    Gradients are sparse: a step touches the rows of its batch and no others.
+    knowledge: what is known of the ids beforehand; the scheme is given what its `uses` names, and without it starts
+    as its docstring says. Gradients are sparse: a step touches the rows of its batch and no others.
     """
     generator = torch.Generator().manual_seed(seed)
+    table: Scheme
     common: dict[str, Any] = {"sparse": True, "init_std": model.init_std, "generator": generator}
     try:
         scheme = scheme_class(config.scheme)
-        sizes = _check_options(scheme, config)
         num_bytes = config.num_bytes(num_embeddings, model.embedding_dim)
+        missing = _check_options(scheme, config, sized=num_bytes is None)
+        known = {key: value for key, value in (knowledge or {}).items() if key in scheme.uses}
+        given = {**config.options, **common}
         if num_bytes is not None:
-            return scheme.from_budget(num_embeddings, model.embedding_dim, num_bytes, **config.options, **common)
-        if sizes:
-            raise ConfigError(f"{config.scheme} needs a size: ratio, budget or {sizes[0]}")
+            table = scheme.from_budget(num_embeddings, model.embedding_dim, num_bytes, **given, **known)
+            table.num_bytes(config.dtype)  # refuses a dtype that this table cannot be stored as
+            return table
+        if missing:
+            raise ConfigError(f"{config.scheme} needs a size: ratio, budget or {missing[0]}")
+        taken = {key: value for key, value in known.items() if key in signature(scheme.__init__).parameters}
         build: Any = scheme  # the base class does not say which options its subclasses take
-        table: Scheme = build(num_embeddings, model.embedding_dim, **config.options, **common)
+        table = build(num_embeddings, model.embedding_dim, **given, **taken)
+        table.num_bytes(config.dtype)
         return table
     except ConfigError as error:
         raise ConfigError(f"tables.{name}: {error}") from error
 
 
-def _check_options(scheme: type[Scheme], config: TableConfig) -> list[str]:
-    """The required options that are missing; ConfigError for one that the scheme does not have."""
-    options = {n: p for n, p in signature(scheme.__init__).parameters.items() if n not in _NOT_OPTIONS}
+def _check_options(scheme: type[Scheme], config: TableConfig, *, sized: bool) -> list[str]:
+    """The constructor's required options that are missing; ConfigError for an option that the scheme does not have.
+
+    sized: the options themselves say the size, so those that divide up a budget are none.
+    """
+    own, of_budget = _options(scheme.__init__), _options(scheme.from_budget)
     for option in config.options:
-        if option not in options:
-            raise ConfigError(unknown_key("", option, ["scheme", "ratio", "budget", *options]))
-    return [n for n, p in options.items() if p.default is Parameter.empty and n not in config.options]
+        if option not in own and option not in of_budget:
+            raise ConfigError(unknown_key("", option, ["scheme", "ratio", "budget", *(own | of_budget)]))
+        if sized and option not in own:
+            raise ConfigError(f"{option} divides up a budget: give ratio or budget with it")
+    return [n for n, p in own.items() if p.default is Parameter.empty and n not in config.options]
+
+
+def _options(function: Callable[..., Any]) -> dict[str, Parameter]:
+    """The parameters of a constructor that a config may name."""
+    parameters = signature(function).parameters
+    return {n: p for n, p in parameters.items() if n not in _NOT_OPTIONS and p.kind is not Parameter.VAR_KEYWORD}

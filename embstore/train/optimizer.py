@@ -1,7 +1,11 @@
-"""Row-wise Adagrad: one accumulated second moment per row, and only the rows of the batch are touched.
+"""Row-wise Adagrad for tables, Adam for the networks of schemes that have some.
 
-A table under dense Adam pays for all its rows in every step and stores two more floats per weight; here a step costs
-what the batch costs, and the state is one float per row. (The optimiser of most embedding-table trainers.)
+Adagrad by row: one accumulated second moment per row, and only the rows of the batch are touched. A table under dense
+Adam pays for all its rows in every step and stores two more floats per weight; here a step costs what the batch costs,
+and the state is one float per row. (The optimiser of most embedding-table trainers.) A row of a 1-d parameter, an array
+that ids share, is one number: it has a moment of its own.
+
+Layers and projections, which every example moves, are what Adam is for: `Scheme.networks()` says which they are.
 """
 
 # Shapes: R rows of a parameter, T rows touched, D columns.
@@ -12,6 +16,34 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+from embstore.schemes.base import Scheme
+
+
+class TableOptimizer:
+    """One step for all parameters of a model: Adam for its tables' networks, row-wise Adagrad for everything else."""
+
+    def __init__(
+        self, model: nn.Module, tables: Iterable[Scheme], learning_rate: float, network_learning_rate: float
+    ) -> None:
+        networks = list({id(p): p for table in tables for p in table.networks()}.values())
+        in_networks = {id(p) for p in networks}
+        others = [p for p in model.parameters() if id(p) not in in_networks]
+        self.parts: list[torch.optim.Optimizer] = []
+        if others:
+            self.parts.append(RowwiseAdagrad(others, learning_rate))
+        if networks:
+            self.parts.append(torch.optim.Adam(networks, network_learning_rate))
+
+    def step(self) -> None:
+        """One update from the gradients that `backward` left."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for part in self.parts:
+            part.zero_grad()
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):

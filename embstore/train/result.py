@@ -9,6 +9,7 @@ from typing import Any
 from embstore.ids import Vocabulary
 from embstore.publish import Publication
 from embstore.schemes.base import Scheme
+from embstore.train.config import TrainConfig
 from embstore.train.data import Dataset
 from embstore.train.evaluate import Metrics
 from embstore.train.loop import FitResult
@@ -23,6 +24,7 @@ class PublishedTable:
     scheme: str
     num_embeddings: int
     embedding_dim: int
+    dtype: str
     num_bytes: int
     ratio: float
 
@@ -48,36 +50,43 @@ class TrainResult:
 
 
 def to_publish(
-    model: Factorisation, dataset: Dataset, figures: Mapping[str, float | int | str], num_hot_ids: int
+    model: Factorisation, dataset: Dataset, figures: Mapping[str, float | int | str], config: TrainConfig
 ) -> dict[str, Publication]:
     """Both tables with their ids, hot ids and the run's figures."""
+    dtypes = {"user": config.tables.user.dtype, "item": config.tables.item.dtype}
     ids = {"user": dataset.users, "item": dataset.items}
     return {
         name: Publication(
             table.cpu(),
             ids=Vocabulary.from_keys(ids[name].keys),
-            hot_ids=ids[name].hottest(num_hot_ids),
-            metrics={**figures, "num_train_events": len(dataset.train), "compression_ratio": ratio(table)},
+            hot_ids=ids[name].hottest(config.publish.num_hot_ids),
+            metrics={
+                **figures,
+                "num_train_events": len(dataset.train),
+                "compression_ratio": ratio(table, dtypes[name]),
+            },
+            dtype=dtypes[name],
         )
         for name, table in model.tables().items()
     }
 
 
-def published_table(table: Scheme, version: int) -> PublishedTable:
+def published_table(table: Scheme, version: int, dtype: str) -> PublishedTable:
     """The description of a table that was published as this version."""
     return PublishedTable(
         version=version,
         scheme=table.name,
         num_embeddings=table.num_embeddings,
         embedding_dim=table.embedding_dim,
-        num_bytes=table.num_bytes(),
-        ratio=ratio(table),
+        dtype=dtype,
+        num_bytes=table.num_bytes(dtype),
+        ratio=ratio(table, dtype),
     )
 
 
-def ratio(table: Scheme) -> float:
-    """Bytes of the plain float32 table over the bytes of this one."""
-    return table.num_embeddings * table.embedding_dim * 4 / table.num_bytes()
+def ratio(table: Scheme, dtype: str = "float32") -> float:
+    """Bytes of the plain float32 table over the bytes of this one with rows of `dtype`."""
+    return table.num_embeddings * table.embedding_dim * 4 / table.num_bytes(dtype)
 
 
 def describe_data(dataset: Dataset) -> str:

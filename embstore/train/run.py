@@ -14,6 +14,7 @@ from embstore.train.data import read_dataset
 from embstore.train.evaluate import Judge
 from embstore.train.loop import Examples, fit
 from embstore.train.model import make_model
+from embstore.train.prepare import knowledge
 from embstore.train.progress import Reporter
 from embstore.train.result import TrainResult, describe_data, describe_model, in_words, published_table, to_publish
 
@@ -25,7 +26,8 @@ def train(config: TrainConfig, store: Store, *, report: Reporter, device: str = 
     dataset = read_dataset(config.data, config.seed)
     store.check_writable()
     report.note(f"read {describe_data(dataset)}")
-    model = make_model(config, len(dataset.users), len(dataset.items)).to(on)
+    known = knowledge(config, dataset, on, report)
+    model = make_model(config, len(dataset.users), len(dataset.items), known).to(on)
     report.note(f"training on {on.type}: {describe_model(model)}")
 
     validation = Judge(config, dataset, dataset.validation, dataset.history, on)
@@ -37,9 +39,12 @@ def train(config: TrainConfig, store: Store, *, report: Reporter, device: str = 
     report.note(f"test: {in_words(metrics)}; popularity: {in_words(popularity)}")
 
     figures = metrics | {f"popularity_{name}": value for name, value in popularity.items()} | asdict(fitted)
-    publications = to_publish(model, dataset, figures | {"seed": config.seed}, config.publish.num_hot_ids)
+    publications = to_publish(model, dataset, figures | {"seed": config.seed}, config)
     release = store.publish_release(publications, label=config.publish.label)
-    tables = {name: published_table(table, release.tables[name]) for name, table in model.tables().items()}
+    tables = {
+        name: published_table(table, release.tables[name], publications[name].dtype)
+        for name, table in model.tables().items()
+    }
     report.note(f"published release {release.id}: {', '.join(f'{n} version {t.version}' for n, t in tables.items())}")
     return TrainResult(
         release=release.id,

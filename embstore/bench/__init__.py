@@ -1,0 +1,1 @@
+"""Measurements: kernels beside what the machine can do, schemes beside each other."""

@@ -1,0 +1,83 @@
+"""`embstore compress`: the options and what they mean; the work is in `run`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from embstore.errors import ConfigError
+from embstore.render import compression_table, show
+
+
+def compress(
+    vectors: Annotated[
+        Path, typer.Argument(help="Vectors: .npy, .safetensors, .parquet of ids and lists, or a torch state dict.")
+    ],
+    scheme: Annotated[str, typer.Option(help="The scheme to fit, as in `embstore train`.")],
+    budget: Annotated[str | None, typer.Option(help="Bytes that the published vectors may take, e.g. 64MB.")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Or how many times smaller than float32, e.g. 16.")] = None,
+    counts: Annotated[
+        Path | None, typer.Option(help="How often each id is asked for: .npy in row order, or .parquet of id, count.")
+    ] = None,
+    tensor: Annotated[str | None, typer.Option(help="Which tensor, where the file holds several.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="How rows are stored: float32, float16, bfloat16, int8 or int4.")
+    ] = "float32",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="An option of the scheme, e.g. --set bias=true.")
+    ] = None,
+    keep_order: Annotated[
+        bool, typer.Option("--keep-order", help="Leave rows where they are; else counts put hot ids first.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of whatever is drawn.")] = 0,
+    table: Annotated[str | None, typer.Option(help="Publish under this name; without it only report.")] = None,
+    store: Annotated[Path, typer.Option("--store", envvar="EMBSTORE_STORE", help="Folder of the store.")] = Path(
+        "store"
+    ),
+    label: Annotated[str, typer.Option(help="Label to move to the new version.")] = "latest",
+    no_promote: Annotated[bool, typer.Option("--no-promote", help="Publish without moving any label.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write the report, with plots, as one HTML file.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")] = False,
+) -> None:
+    """Fit a scheme to vectors that exist, say what that costs and keeps, and publish it where --table is given."""
+    from embstore.compress.run import Job
+    from embstore.compress.run import compress as run
+    from embstore.progress import make_reporter
+    from embstore.publish import open_store
+
+    job = Job(
+        vectors=vectors,
+        scheme=scheme,
+        budget=budget,
+        ratio=ratio,
+        counts=counts,
+        tensor=tensor,
+        dtype=dtype,
+        options=parse_options(set_ or []),
+        keep_order=keep_order,
+        seed=seed,
+        table=table,
+        label=None if no_promote else label,
+        html=html,
+    )
+    with make_reporter(silent=json) as report:
+        result = run(job, store=open_store(store), report=report)
+    show(json, result.to_json(), lambda: compression_table(result))
+
+
+def parse_options(given: Sequence[str]) -> dict[str, Any]:
+    """`name=value` pairs as a mapping; a value is TOML, or plain text where it is not."""
+    options = dict[str, Any]()
+    for pair in given:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ConfigError(f"--set takes name=value, as bias=true, got {pair!r}")
+        try:
+            options[name.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            options[name.strip()] = text.strip()
+    return options

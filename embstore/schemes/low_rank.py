@@ -1,0 +1,155 @@
+"""A factorised table: `e = A[x] P (+ o)`, a short row per id times a projection that all share (and a shared offset).
+
+ALBERT's factorised embeddings (Lan et al., ICLR 2020) and every truncated SVD have this form. The offset makes it
+affine: one vector more, and rank 1 then spans a line that need not pass through the origin.
+
+Stored: `factors` float32 [n, r], `projection` float32 [r, D] and `offset` float32 [1, D]: 4 (n r + r D + D) bytes. The
+ratio cannot pass D / r. Only `factors` may be stored in fewer bits: the projection serves all ids.
+Lookup: 4 r bytes read, the projection from the cache, 2 r D operations.
+
+Starts with A ~ N(0, s), orthogonal rows of P of length sqrt(D / r) and o = 0: vectors have standard deviation s.
+An id past the end has no row. One that was never trained keeps the vector it started with, as large as any other; the
+scheme's own answer for an unknown id would be A = 0, which gives o. Vectors lie in r dimensions (plus o): a model that
+multiplies the vectors of more than r features with one another sees fewer independent products than it has pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from embstore.errors import ConfigError
+from embstore.kernels import numba_project
+from embstore.quantize import Slot
+from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
+from embstore.schemes.widths import orthogonal_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankConfig(SchemeConfig):
+    """rank: columns of an id's own row (r); offset: one trained vector, added to all."""
+
+    rank: int
+    offset: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("rank", at_least=1, at_most=self.embedding_dim)
+        if not isinstance(self.offset, bool):
+            raise ConfigError(f"offset must be true or false, got {self.offset!r}")
+
+
+class LowRank(Scheme):
+    """A short row per id, projected to the full width."""
+
+    name = "low_rank"
+    Config = LowRankConfig
+    tolerance = 2e-6
+    config: LowRankConfig
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        rank: int,
+        offset: bool = True,
+        sparse: bool = False,
+        init_std: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        config = LowRankConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim, rank=rank, offset=offset)
+        super().__init__(config, sparse=sparse)
+        std = target_std(embedding_dim, init_std)
+        self.factors = normal((num_embeddings, rank), std, generator=generator)
+        self.projection = nn.Parameter(orthogonal_rows(rank, embedding_dim, generator))
+        if offset:
+            self.offset = nn.Parameter(torch.zeros(1, embedding_dim))
+
+    def networks(self) -> Iterable[nn.Parameter]:
+        """The projection and the offset."""
+        return (self.projection, self.offset) if self.config.offset else (self.projection,)
+
+    @staticmethod
+    def compose(config: LowRankConfig, tensors: Mapping[str, Tensor], ids: Tensor, rows: Rows) -> Tensor:
+        """e = A[x] P (+ o)."""
+        vectors = rows(tensors["factors"], ids) @ tensors["projection"]
+        return vectors + tensors["offset"][0] if config.offset else vectors
+
+    @staticmethod
+    def lookup_cpu(config: LowRankConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
+        """e = A[x] P (+ o)."""
+        offset = tensors["offset"] if config.offset else np.zeros((1, config.embedding_dim), np.float32)
+        numba_project.project(tensors["factors"], tensors["projection"], offset, ids_B, out_BD)
+
+    @classmethod
+    def lookup_gpu(cls, config: LowRankConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
+        """e = A[x] P (+ o)."""
+        from embstore.kernels import triton_project
+
+        triton_project.project(tensors["factors"], tensors["projection"], tensors.get("offset"), ids_B, out_BD)
+
+    @classmethod
+    def layout(cls, config: LowRankConfig) -> dict[str, Slot]:
+        """The ids' own rows, what they are projected by, the offset."""
+        offset = {"offset": Slot((1, config.embedding_dim))} if config.offset else {}
+        return {
+            "factors": Slot((config.num_embeddings, config.rank), rows=True),
+            "projection": Slot((config.rank, config.embedding_dim)),
+            **offset,
+        }
+
+    @classmethod
+    def from_budget(
+        cls,
+        num_embeddings: int,
+        embedding_dim: int,
+        num_bytes: int,
+        *,
+        frequencies: Any = None,
+        offset: bool = True,
+        **options: Any,
+    ) -> Self:
+        """The largest rank that the budget holds, at most `embedding_dim`."""
+        if "rank" in options:
+            raise ConfigError("give either a budget or rank, not both")
+        one = cls.layout(
+            LowRankConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim, rank=1, offset=offset)
+        )
+        least, row_bytes = sum(slot.num_bytes for slot in one.values()), 4 * (num_embeddings + embedding_dim)
+        if num_bytes < least:
+            raise ConfigError(
+                f"low_rank cannot be stored in {num_bytes:,} bytes here: the least is {least:,}, because each id keeps "
+                f"a number of its own; its ratio stays below {embedding_dim}"
+            )
+        rank = min(1 + (num_bytes - least) // row_bytes, embedding_dim)
+        return cls(num_embeddings, embedding_dim, rank=rank, offset=offset, **options)
+
+    @classmethod
+    def fit(
+        cls,
+        vectors_ND: Tensor,
+        num_bytes: int,
+        *,
+        weights_N: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Self:
+        """The weighted truncated SVD (about the weighted mean, where there is an offset), which is the optimum."""
+        from embstore.fitting import weighted_svd
+
+        num_vectors, dim = vectors_ND.shape
+        module = cls.from_budget(num_vectors, dim, num_bytes, generator=generator, **options)
+        config = module.config
+        factors, projection, offset = weighted_svd(vectors_ND, config.rank, weights_N=weights_N, offset=config.offset)
+        state = {"factors": factors.float(), "projection": projection.float()}
+        if config.offset:
+            state["offset"] = offset.float()[None]
+        module.load_state_dict(state)
+        return module

@@ -1,0 +1,109 @@
+"""The benchmarks run for every scheme and count the right bytes; what they measure is not tested."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from embstore import schemes
+from embstore.bench import kernels
+from embstore.bench.floor import bytes_read, lines_read, make_memory
+from embstore.bench.schemes import Row, write_markdown
+from embstore.errors import ConfigError
+from embstore.kernels.numba_floor import gather_lines
+from embstore.schemes import SCHEMES
+from embstore.schemes.base import Scheme
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (schemes.Full(1000, 64), 256),
+        (schemes.Hash(1000, 16, num_buckets=10), 64),
+        (schemes.QR(1000, 64, num_buckets=50), 512),
+        (schemes.MEmCom(1000, 64, num_buckets=50), 256 + 64),
+        (schemes.MEmCom(1000, 32, num_buckets=50, bias=True, offset=True), 128 + 64),
+    ],
+    ids=lambda value: value.name if isinstance(value, Scheme) else str(value),
+)
+def test_the_floor_reads_the_lines_that_the_formula_reads(module: Scheme, expected: int) -> None:
+    """Rows of whole lines count as they are, a single number counts the line it is in."""
+    config, tensors = module.export()
+    lines_BL, total = lines_read(type(module), config, tensors, torch.randint(1000, (200,)))
+    assert bytes_read(lines_BL) == expected
+    assert int(lines_BL.max()) < total
+
+
+def test_a_row_across_lines_counts_each() -> None:
+    """40 bytes a row, 64 a line: rows lie in one line or in two, each line once."""
+    module = schemes.Full(16, 10)
+    lines_BL, _ = lines_read(schemes.Full, module.config, module.export()[1], torch.arange(16))
+    expected = [sorted({i * 40 // 64, (i * 40 + 39) // 64}) for i in range(16)]
+    assert [sorted(line for line in lines if line >= 0) for lines in lines_BL.tolist()] == expected
+
+
+def test_the_floor_fills_rows_with_what_it_read() -> None:
+    """Every line of an id ends up in its row of the output; no row keeps what it held."""
+    memory = make_memory(10)
+    memory[:] = np.arange(10, dtype=np.float32)[:, None]
+    lines_BL = np.array([[3, 1], [7, -1]], np.int32)
+    out = np.full((2, 32), np.nan, np.float32)
+    gather_lines(memory, lines_BL, out)
+    assert out[0].tolist() == [3] * 16 + [1] * 16
+    assert (out[1] == 7)[:16].all()
+    assert memory.ctypes.data % 64 == 0
+
+
+@pytest.mark.parametrize("zipf", [None, 1.05])
+def test_ids_are_in_range_and_as_skewed_as_asked(zipf: float | None) -> None:
+    """Uniform ids have no favourite, Zipf ids do."""
+    ids = kernels.make_ids(1_000_000, 10_000, zipf, 3)
+    assert ids.shape == (3, 10_000)
+    assert ids.min() >= 0
+    assert ids.max() < 1_000_000
+    assert (ids == 0).mean() < 0.001 if zipf is None else (ids == 0).mean() > 0.01
+
+
+def test_the_command_measures_every_scheme() -> None:
+    """`embstore bench kernels --json`: a row for each scheme, with its ratios."""
+    small = ["--table-size", "2MB", "--dim", "16", "--batch", "100", "--rounds", "1", "--json"]
+    ran = subprocess.run([sys.executable, "-m", "embstore", "bench", "kernels", *small], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert {row["scheme"] for row in found["rows"]} == set(SCHEMES)
+    for row in found["rows"]:
+        assert min(row["kernel_us"], row["eager_us"], row["floor_us"]) > 0
+        assert row["kernel_over_floor"] == pytest.approx(row["kernel_us"] / row["floor_us"], rel=0.01)
+    assert found["machine"]["cores"] >= 1
+
+
+def test_an_unknown_scheme_is_one_line() -> None:
+    """Exit code 2 and the nearest name."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "embstore", "bench", "kernels", "--scheme", "memcon"], capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+    assert "did you mean 'memcom'" in ran.stderr
+
+
+def test_a_table_is_written_between_its_markers(tmp_path: Path) -> None:
+    """The document keeps everything else; without the markers it is refused and left alone."""
+    path = tmp_path / "schemes.md"
+    begin = "<!-- made by `embstore bench schemes --ratio 2` -->"
+    path.write_text(f"before\n{begin}\nold\n<!-- end -->\nafter\n")
+    row = Row(scheme="pq", num_bytes=1234, ratio=2, ndcg=0.1, of_full=0.5, lookup_us=3, train_seconds=1)
+    write_markdown(path, [row], ratio=2, config=None)
+    text = path.read_text()
+    assert text.startswith(f"before\n{begin}\n| scheme |")
+    assert text.endswith("<!-- end -->\nafter\n")
+    assert "| pq | 1,234 | 2 | 0.1000 | 50% | 3.0 | 1.0 |" in text
+    assert "old" not in text
+    with pytest.raises(ConfigError, match="has no lines"):
+        write_markdown(path, [row], ratio=3, config=None)
+    assert path.read_text() == text
