@@ -141,6 +141,7 @@ class Store(FileStore):
         scheme, config, tensors = _tensors(publication)
         layout = scheme.layout(config)
         _check_layout(scheme, layout, tensors)
+        scheme.check_tensors(config, tensors)
         check_finite(tensors, what, layout)
         ids = _id_space(publication.ids, config.num_embeddings)
         packed = _packed(tensors, layout, publication.dtype, what)

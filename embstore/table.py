@@ -200,7 +200,10 @@ class Table:
                 self.scheme.lookup(self.config, self.tensors, rows_B, vectors_BD)
         else:
             rows = torch.tensor(rows_B, device=self.device)  # a copy: ids of a request may be read-only
-            out = torch.from_numpy(vectors_BD).to(self.device)
+            if (rows_B < 0).any():  # those rows keep what they hold, so the device must see it
+                out = torch.from_numpy(vectors_BD).to(self.device)
+            else:
+                out = torch.empty(vectors_BD.shape, device=self.device)
             self.scheme.lookup(self.config, self.tensors, rows, out)
             torch.from_numpy(vectors_BD).copy_(out)
 

@@ -51,6 +51,11 @@ class Variant:
     straight_through: bool = False
 
 
+def with_weights(n: int, d: int, m: int) -> dict[str, Any]:
+    """Weight slots that grow with the rows."""
+    return {"num_buckets": m, "num_weights": 2 * m}
+
+
 def no_size(n: int, d: int, m: int) -> dict[str, Any]:
     """Schemes that have no size of their own."""
     return {}
@@ -115,11 +120,18 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "one-each": Variant(
             {"num_weights": 31, "num_hashes": 1, "num_weight_hashes": 1, "seed": 2**63 - 1}, every_row_is_read=False
         ),
-        "share": Variant(
-            size=lambda n, d, m: {"num_buckets": m, "num_weights": 2 * m}, searched=False, budget_options={}
-        ),
+        "share": Variant(size=with_weights, searched=False, budget_options={}),
     },
     "learned_hash": {"map": Variant()},
+    "qr": {
+        "mult": Variant(),
+        "add": Variant({"op": "add"}),
+        "concat": Variant({"op": "concat"}, dim_multiple=2),
+        "mult-three": Variant({"num_partitions": 3}),
+        "concat-crt-three": Variant({"op": "concat", "partition": "crt", "num_partitions": 3}, dim_multiple=3),
+        "add-crt": Variant({"op": "add", "partition": "crt"}),
+    },
+    "path": {"default": Variant(rtol=1e-5, every_row_is_read=False)},
     "low_rank": {
         "offset": Variant(size=a_rank, rtol=2e-6, searched=False),
         "plain": Variant({"offset": False}, size=a_rank, rtol=2e-6, searched=False),

@@ -214,7 +214,7 @@ def test_rows_are_published_as_the_config_says(config_path: Path) -> None:
     assert table.ratio == pytest.approx(table.num_embeddings * 16 * 4 / table.num_bytes)
     assert table.ratio > 2 * 2.5  # 16 floats take 64 bytes, or 24 as int8
     robe = ("tables.item.scheme=robe", "tables.item.dtype=int8")
-    with pytest.raises(ConfigError, match="tables.item: no tensor here gets smaller as int8"):
+    with pytest.raises(ConfigError, match=r"tables.item: no tensor here gets smaller as int8"):
         run(config_path, "store", *robe)
-    with pytest.raises(ConfigError, match="dtype must be one of float32, .*got 'int9'"):
+    with pytest.raises(ConfigError, match=r"dtype must be one of float32, .*got 'int9'"):
         run(config_path, "store", "tables.item.dtype=int9")

@@ -66,15 +66,20 @@ def float32_size(build: Callable[[int], Scheme], num_bytes: int, dtype: str, nam
     ConfigError when every size that can be built takes more, with the reason that the smallest cannot be built.
     """
     low, high = 0, LARGEST_FACTOR * num_bytes + 1
-    best, reason, least = 0, None, None
+    best, reason, unpacked, least = 0, None, None, None
     for _ in range(NUM_TRIALS):
         size = (low + high) // 2
         if size in (low, high):
             break
         try:
-            taken = build(size).num_bytes(dtype)
+            module = build(size)
         except ConfigError as error:
             low, reason = size, error  # too small for this scheme, or wrong whatever the size
+            continue
+        try:
+            taken = module.num_bytes(dtype)
+        except ConfigError as error:
+            high, unpacked = size, error  # rows too short to pack, which more bytes make shorter (pq) or change nothing
             continue
         if taken <= num_bytes:
             low = best = size
@@ -83,8 +88,9 @@ def float32_size(build: Callable[[int], Scheme], num_bytes: int, dtype: str, nam
     if best:
         return best
     if least is None:
-        assert reason is not None
-        raise reason
+        cause = unpacked or reason
+        assert cause is not None
+        raise cause
     raise ConfigError(
         f"{name} with {dtype} rows cannot be stored in {num_bytes:,} bytes here: the least is {least:,}"
     ) from reason

@@ -49,7 +49,7 @@ def _put_sum(table, ring, slot, num_rows, out, i):
 
 
 @overload(_put_sum)
-def _compile_put_sum(table, ring, slot, num_rows, out, i):
+def _compile_put_sum(table, ring, slot, num_rows, out, i):  # noqa: ARG001
     if table.dtype in PACKED:
 
         def one_by_one(table, ring, slot, num_rows, out, i):
@@ -79,7 +79,7 @@ def _put_sum_scaled(table, factors, own, ring, slot, num_rows, out, i):
 
 
 @overload(_put_sum_scaled)
-def _compile_put_sum_scaled(table, factors, own, ring, slot, num_rows, out, i):
+def _compile_put_sum_scaled(table, factors, own, ring, slot, num_rows, out, i):  # noqa: ARG001
     if table.dtype in PACKED:
 
         def one_by_one(table, factors, own, ring, slot, num_rows, out, i):

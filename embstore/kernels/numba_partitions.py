@@ -6,7 +6,7 @@ product of moduli is ever formed, and the last digit is what is left: a pair cos
 
 Moduli are a tuple, so a loop is compiled for their number, and the choice of radix or remainders is compiled in. The
 first two rows are combined in one pass over the output. Rows are asked for without a loop, further ahead than by the
-other kernels. 1,000 (16,384) Zipf ids x 64 floats, `mult` of two partitions, on one AMD Zen 4 core: 17 us (280); a
+other kernels. 1,000 (16,384) Zipf ids x 64 floats, `mult` of two partitions, on one AMD Zen 4 core: 19 us (290); a
 loop around the prefetches costs 5 (60) more, a ring of 8 in place of 16 costs 3 (50) more.
 """
 

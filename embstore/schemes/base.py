@@ -116,6 +116,13 @@ class Scheme(nn.Module):
         """Dense parameters that every id's vector depends on (layers, projections): trained with Adam, not row-wise."""
         return ()
 
+    def penalty(self) -> Tensor | None:
+        """What trainers add to the loss, if anything: what keeps a scheme in training near what it can store."""
+        return None
+
+    def end_of_epoch(self, epoch: int) -> None:
+        """Trainers call this after each epoch (from 1 on): schemes that store choices look them over here."""
+
     @staticmethod
     def compose(config: Any, tensors: Mapping[str, Tensor], ids: Tensor, rows: Rows) -> Tensor:
         """The scheme's formula over stored tensors: ids int64 of any shape in, `(*ids.shape, D)` out."""

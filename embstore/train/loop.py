@@ -75,6 +75,8 @@ def fit(
         model.train()
         started = time.perf_counter()
         loss = run_epoch(model, optimizer, examples, config.l2, epoch, report)
+        for table in model.tables().values():
+            table.end_of_epoch(epoch)
         seconds += time.perf_counter() - started
         if epoch % config.evaluate_every and epoch < config.max_epochs:
             continue
@@ -103,16 +105,17 @@ def run_epoch(
 ) -> float:
     """One pass over the shuffled examples; the mean softmax loss. DataError when it is not finite.
 
-    What is minimised has L2 in it, and the `penalty()` of tables that have one.
+    What is minimised has L2 in it, and the tables' penalties.
     """
-    methods = (getattr(table, "penalty", None) for table in model.tables().values())
-    penalties = [method for method in methods if method is not None]
+    tables = list(model.tables().values())
     total, since = 0.0, torch.zeros((), device=examples.users_E.device)
     report.epoch_started(epoch, examples.num_steps)
     for step, (users_B, items_B) in enumerate(examples.epoch(), start=1):
         loss, softmax = batch_loss(model, users_B, items_B, examples.log_q_N, l2)
-        for penalty in penalties:
-            loss = loss + penalty()
+        for table in tables:
+            penalty = table.penalty()
+            if penalty is not None:
+                loss = loss + penalty
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
