@@ -13,10 +13,10 @@ import torch
 
 from embstore import schemes
 from embstore.bench import kernels
-from embstore.bench.floor import bytes_read, lines_read, make_memory
+from embstore.bench.floor import bytes_read, lines_read, make_memory, runs_of
 from embstore.bench.schemes import Row, write_markdown
 from embstore.errors import ConfigError
-from embstore.kernels.numba_floor import gather_lines
+from embstore.kernels.numba_floor import gather_runs
 from embstore.schemes import SCHEMES
 from embstore.schemes.base import Scheme
 
@@ -48,15 +48,22 @@ def test_a_row_across_lines_counts_each() -> None:
     assert [sorted(line for line in lines if line >= 0) for lines in lines_BL.tolist()] == expected
 
 
+def test_neighbouring_lines_are_one_run() -> None:
+    """Lines in any order, with gaps and fillers, become runs that hold exactly these lines."""
+    lines_BL = np.array([[9, 3, 2, 4, -1], [7, -1, -1, -1, -1], [5, 4, 3, 2, 1]], np.int32)
+    assert runs_of(lines_BL).tolist() == [[[2, 3], [9, 1]], [[7, 1], [0, 0]], [[1, 5], [0, 0]]]
+
+
 def test_the_floor_fills_rows_with_what_it_read() -> None:
     """Every line of an id ends up in its row of the output; no row keeps what it held."""
     memory = make_memory(10)
-    memory[:] = np.arange(10, dtype=np.float32)[:, None]
-    lines_BL = np.array([[3, 1], [7, -1]], np.int32)
-    out = np.full((2, 32), np.nan, np.float32)
-    gather_lines(memory, lines_BL, out)
-    assert out[0].tolist() == [3] * 16 + [1] * 16
-    assert (out[1] == 7)[:16].all()
+    memory[:] = np.repeat(np.arange(10, dtype=np.float32), 16)
+    runs = np.array([[[3, 2], [0, 0]], [[7, 1], [0, 0]], [[1, 2], [8, 1]]], np.int32)
+    out = np.full((3, 32), np.nan, np.float32)
+    gather_runs(memory, runs, out)
+    assert out[0].tolist() == [3] * 16 + [4] * 16
+    assert out[1].tolist() == [7] * 32
+    assert out[2].tolist() == [8] * 16 + [2] * 16
     assert memory.ctypes.data % 64 == 0
 
 

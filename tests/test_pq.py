@@ -559,6 +559,18 @@ def test_codewords_that_no_id_chose_move() -> None:
     assert weighted_relative_error(clustered(), decoded(module)) < error
 
 
+def test_an_epoch_without_a_batch_moves_nothing() -> None:
+    """end_of_epoch called again, with nothing trained in between, leaves every codeword where it is."""
+    module = learner()
+    for epoch in (1, 2):
+        module.end_of_epoch(epoch)
+        module.train()(torch.arange(N))
+    module.end_of_epoch(3)
+    before = module.codebooks.detach().clone()
+    module.end_of_epoch(3)
+    assert same_bits(module.codebooks, before)
+
+
 def test_frequencies_weigh_the_fit() -> None:
     """The codewords are fitted to popular ids first; a frequency is needed for every id."""
     frequencies = torch.zeros(N)

@@ -2,7 +2,7 @@
 
 Which lines those are comes from the scheme's own formula: it is run in torch while a recorder notes every row it reads
 of every stored tensor. The floor then gathers the same lines, with the same prefetching, from memory laid out the
-same way, and writes rows of the same size. (It also reads 4 bytes a line: where the line is.)
+same way, and writes rows of the same size. (It also reads 8 bytes a run of lines: where it is, how long it is.)
 """
 
 # Shapes: B ids, D embedding_dim, L most cache lines that one id reads.
@@ -111,8 +111,23 @@ def bytes_read(lines_BL: NDArray[np.int32]) -> float:
     return LINE * float((lines_BL >= 0).sum(axis=1).mean())
 
 
+def runs_of(lines_BL: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Lines [B, L] as runs [B, R, 2] of neighbours: the first line and how many there are (0: no run)."""
+    rising_BL = np.sort(lines_BL, axis=1)
+    there_BL = rising_BL >= 0
+    begins_BL = there_BL.copy()
+    begins_BL[:, 1:] &= (rising_BL[:, 1:] != rising_BL[:, :-1] + 1) | ~there_BL[:, :-1]
+    run_BL = begins_BL.cumsum(axis=1) - 1
+    runs = np.zeros((len(lines_BL), int(run_BL.max()) + 1, 2), np.int32)
+    ids, at = np.nonzero(begins_BL)
+    runs[ids, run_BL[ids, at], 0] = rising_BL[ids, at]
+    ids, at = np.nonzero(there_BL)
+    np.add.at(runs, (ids, run_BL[ids, at], 1), 1)
+    return runs
+
+
 def make_memory(num_lines: int) -> NDArray[np.float32]:
-    """Lines of numbers, each page touched, the first on a line boundary."""
+    """Lines of numbers one after the other, each page touched, the first on a line boundary."""
     raw = np.ones((num_lines + 1) * LINE // 4, np.float32)
     shift = -raw.ctypes.data % LINE // 4
-    return raw[shift : shift + num_lines * LINE // 4].reshape(num_lines, LINE // 4)
+    return raw[shift : shift + num_lines * LINE // 4]

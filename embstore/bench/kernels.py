@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from embstore.bench.floor import bytes_read, lines_read, make_memory, products_made
+from embstore.bench.floor import bytes_read, lines_read, make_memory, products_made, runs_of
 from embstore.bench.machine import best_seconds
 from embstore.errors import ConfigError
 from embstore.parallel import in_parts, num_cores
@@ -230,7 +230,7 @@ def _measure(contender: Contender, batch: int, zipf: float | None, rounds: int) 
 
 def _floor(contender: Contender, ids: torch.Tensor, out: NDArray[np.float32]) -> tuple[Any, float]:
     """What the scheme is measured against, as a function of the batch's number, and the bytes one id reads."""
-    from embstore.kernels.numba_floor import gather_lines
+    from embstore.kernels.numba_floor import gather_runs
 
     if contender.scheme.name in NETWORKS:
         shapes = products_made(contender.scheme, contender.config, contender.tensors, ids[0])
@@ -244,5 +244,5 @@ def _floor(contender: Contender, ids: torch.Tensor, out: NDArray[np.float32]) ->
         return multiply, float(sum(4 * b.numel() for _, b in pairs)) / ids.shape[1]
     some = ids[: max(4, 100_000 // ids.shape[1])]
     found = [lines_read(contender.scheme, contender.config, contender.tensors, batch) for batch in some]
-    lines, memory = [lines_BL for lines_BL, _ in found], make_memory(found[0][1])
-    return lambda i: gather_lines(memory, lines[i % len(lines)], out), bytes_read(lines[0])
+    runs, memory = [runs_of(lines_BL) for lines_BL, _ in found], make_memory(found[0][1])
+    return lambda i: gather_runs(memory, runs[i % len(runs)], out), bytes_read(found[0][0])

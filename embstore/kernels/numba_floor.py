@@ -1,38 +1,58 @@
 """A loop that reads given cache lines and writes rows: what any lookup that reads these lines is measured against."""
 
-# Shapes: B ids, L lines of an id, D floats of a row.
+# Shapes: B ids, R runs of lines of an id, D floats of a row.
 
 from __future__ import annotations
 
-from numba import types
+import numpy as np
+from numba import njit, types
 
 from embstore.kernels.compiled import compiled
-from embstore.kernels.numba_rows import AHEAD, FLOATS, OUT, void
-from embstore.kernels.prefetch import prefetch
+from embstore.kernels.numba_rows import AHEAD, OUT, void
+from embstore.kernels.prefetch import prefetch_1d
 
 LINE_FLOATS = 16
-LINES = types.Array(types.int32, 2, "C", readonly=True)
+u64 = np.uint64
+"""Indices that cannot be negative: numba leaves out the test for those that count from the end."""
+RUNS = types.Array(types.int32, 3, "C", readonly=True)
+MEMORY = types.Array(types.float32, 1, "C", readonly=True)
 
 
-@compiled(void(FLOATS, LINES, OUT))
-def gather_lines(memory, lines, out):
-    """out[i] = the lines of id i, one after the other, over each other where they are more than a row holds.
+@njit(inline="always")
+def _ask(memory, first, count):
+    """Ask for the lines of a run."""
+    if count > 0:
+        prefetch_1d(memory, first)
+    if count > 1:
+        prefetch_1d(memory, first + LINE_FLOATS)
+    if count > 2:
+        prefetch_1d(memory, first + 2 * LINE_FLOATS)
+    if count > 3:
+        prefetch_1d(memory, first + 3 * LINE_FLOATS)
+    for line in range(4, count):
+        prefetch_1d(memory, first + line * LINE_FLOATS)
 
-    Rows are whole lines; where an id reads fewer lines than a row has, its first line fills the rest.
+
+@compiled(void(MEMORY, RUNS, OUT))
+def gather_runs(memory, runs, out):
+    """out[i] = the lines of id i: runs[i, j] is the first line of a run and how many lines it has (0: no run).
+
+    Runs are written over each other; where an id reads fewer lines than a row has, its first line fills the rest.
     """
-    num_ids, most, per_row = lines.shape[0], lines.shape[1], out.shape[1] // LINE_FLOATS
-    for i in range(min(AHEAD, num_ids)):
-        for j in range(most):
-            if lines[i, j] >= 0:
-                prefetch(memory, lines[i, j], 0)
-    for i in range(num_ids):
-        if i + AHEAD < num_ids:
+    num_ids, most, width = runs.shape[0], runs.shape[1], out.shape[1]
+    for step in range(num_ids + AHEAD):
+        i = step - AHEAD
+        if i >= 0:
+            filled = 0
             for j in range(most):
-                if lines[i + AHEAD, j] >= 0:
-                    prefetch(memory, lines[i + AHEAD, j], 0)
-        for j in range(max(most, per_row)):
-            line = lines[i, j] if j < most else lines[i, 0]
-            at = j % per_row * LINE_FLOATS
-            if line >= 0:
-                for d in range(LINE_FLOATS):
-                    out[i, at + d] = memory[line, d]
+                first, count = u64(runs[i, j, 0] * LINE_FLOATS), min(runs[i, j, 1] * LINE_FLOATS, width)
+                for d in range(u64(count)):
+                    out[i, d] = memory[first + d]
+                filled = max(filled, count)
+            first = u64(runs[i, 0, 0] * LINE_FLOATS)
+            for at in range(filled, width, LINE_FLOATS):
+                for d in range(u64(LINE_FLOATS)):
+                    out[i, u64(at) + d] = memory[first + d]
+        if step < num_ids:
+            for j in range(most):
+                _ask(memory, runs[step, j, 0] * LINE_FLOATS, runs[step, j, 1])

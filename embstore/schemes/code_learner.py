@@ -6,10 +6,14 @@
 term, keeps rows near their codewords: add it to the loss.
 
 The first epoch trains the rows alone, as a full table: codewords are worth choosing when there is something to choose
-them for. They are then fitted to the rows, by k-means weighted by the logarithm of how often ids occur, as MEC does
-(and the rotation with them, which stays). That is at the first `end_of_epoch`, lookup without gradients (evaluation) or
-`export`; from then on training, evaluation and publishing see the same vectors. Codewords that no id chose in an epoch
-move to rows that are far from theirs.
+them for. They are then fitted to the rows, by k-means weighted by how often ids occur (and the rotation with them,
+which stays). That is at the first `end_of_epoch`, lookup without gradients (evaluation) or `export`; from then on
+training, evaluation and publishing see the same vectors. Codewords that no id chose in an epoch move to rows that are
+far from theirs.
+
+On Gowalla at 27x, 8 parts of 256 codes, validation nDCG@20 after 6 epochs is 0.0688. Weighted by the logarithm of how
+often ids occur, as MEC does, it is 0.0657; that with a commitment of 1, 0.0560, and with a rotation 0.0654. Worth much
+to a fit of given vectors, a rotation is worth little here: rows turn to the parts by themselves.
 
 Takes 4 n D bytes more than what is published, while it trains.
 """
@@ -33,7 +37,6 @@ from embstore.schemes.pq import PQ, PQConfig, decode, initial_codebooks, nearest
 from embstore.straight_through import straight_through
 
 COMMITMENT = 0.25
-"""van den Oord et al. find results do not depend on it from 0.1 to 2."""
 ITERATIONS = 10
 ROWS_FOR_DEAD_CODES = 4096
 
@@ -67,8 +70,8 @@ class CodeLearner(PQ):
             self.register_buffer("rotation", torch.eye(dim))
         self.register_buffer("fitted", torch.tensor(False))
         self.register_buffer("used_R", torch.zeros(len(self.codebooks), dtype=torch.bool), persistent=False)
-        popularity_N = None if frequencies is None else (1 + checked_frequencies(frequencies, num_ids)).log2()
-        self.register_buffer("popularity_N", popularity_N, persistent=False)
+        weights_N = None if frequencies is None else checked_frequencies(frequencies, num_ids)
+        self.register_buffer("weights_N", weights_N, persistent=False)
         self._batch: tuple[Tensor, Tensor] | None = None
 
     def networks(self) -> Iterable[nn.Parameter]:
@@ -110,7 +113,8 @@ class CodeLearner(PQ):
         if not self.get_buffer("fitted"):
             self.fit_codebooks()
             return
-        self._move_unused()
+        if self.get_buffer("used_R").any():  # an epoch without a batch says nothing about codewords
+            self._move_unused()
         self.get_buffer("used_R").zero_()
 
     @torch.no_grad()
@@ -125,7 +129,7 @@ class CodeLearner(PQ):
             config.num_codes,
             num_stages=config.num_stages,
             rotation=config.rotation,
-            weights_N=state.get("popularity_N"),
+            weights_N=state.get("weights_N"),
             iterations=ITERATIONS,
             generator=self.generator,
         )

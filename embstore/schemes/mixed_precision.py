@@ -245,7 +245,7 @@ def round_rows(rows: Tensor, bits: int, noise: Tensor | None = None) -> Tensor:
         low = rows.amin(dim=-1, keepdim=True)
         span = rows.amax(dim=-1, keepdim=True) - low
         scale, top = span / 255, 255
-        inverse = 255 / (span + 1e-8)
+        inverse = torch.full_like(span, 255) / (span + 1e-8)  # `255 / x` is 255 times a rounded 1 / x
     else:
         low = rows.amin(dim=-1, keepdim=True).half().to(rows.dtype)
         half = ((rows.amax(dim=-1, keepdim=True) - low) / 15).half()
