@@ -121,8 +121,8 @@ def runs_of(lines_BL: NDArray[np.int32]) -> NDArray[np.int32]:
     runs = np.zeros((len(lines_BL), int(run_BL.max()) + 1, 2), np.int32)
     ids, at = np.nonzero(begins_BL)
     runs[ids, run_BL[ids, at], 0] = rising_BL[ids, at]
-    ids, at = np.nonzero(there_BL)
-    np.add.at(runs, (ids, run_BL[ids, at], 1), 1)
+    for run in range(runs.shape[1]):
+        runs[:, run, 1] = (there_BL & (run_BL == run)).sum(axis=1)
     return runs
 
 
