@@ -34,7 +34,7 @@ run: setup
 	@$(BIN)/embstore serve --store demo/store --redis embedded --cache on
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -47,7 +47,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 bench: setup
-	$(BIN)/python tests/bench/kernels.py
+	$(BIN)/embstore bench kernels
 	$(BIN)/python tests/bench/serve.py
 	$(BIN)/python tests/bench/startup.py
 	$(BIN)/python -m embstore.train.bench --config configs/globo.toml

@@ -74,7 +74,9 @@ def fail(message: str, code: int) -> None:
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo's events, config and store go.")] = Path("demo"),
     scheme: Annotated[str | None, typer.Option(help="Store both tables by this scheme, not memcom and qr.")] = None,
-    ratio: Annotated[float, typer.Option(help="With --scheme: how many times smaller than plain tables.")] = 2.5,
+    ratio: Annotated[
+        float | None, typer.Option(help="With --scheme: how many times smaller than plain tables. Default 2.5.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the generated clicks.")] = 0,
     serve: Annotated[bool, typer.Option(help="Serve the tables when they are published.")] = True,
     port: Annotated[int | None, typer.Option(help="Port to serve on. Default 8000.")] = None,
@@ -83,16 +85,22 @@ def demo(
     import embstore
     from embstore.schemes import scheme_class
     from embstore.train.config import load_config
-    from embstore.train.demo import write_demo
+    from embstore.train.demo import RATIO, write_demo
     from embstore.train.progress import make_reporter
     from embstore.train.run import train as run_training
 
     if scheme is not None:
         scheme_class(scheme)
         folder = folder / scheme
+    elif ratio is not None:
+        raise ConfigError("--ratio goes with --scheme")
+    if ratio is not None and not 1 <= ratio < float("inf"):
+        raise ConfigError(f"--ratio must be at least 1 (1 = uncompressed), got {ratio}")
     store = embstore.open_store(folder / "store")
-    if not store.tables():
-        config = load_config(write_demo(folder, seed=seed, scheme=scheme, ratio=ratio))
+    if store.tables():
+        console().print(f"using the store in {folder / 'store'}; remove {folder} to train anew", highlight=False)
+    else:
+        config = load_config(write_demo(folder, seed=seed, scheme=scheme, ratio=ratio or RATIO))
         with make_reporter() as report:
             result = run_training(config, store, report=report)
         console().print(training_table(result))

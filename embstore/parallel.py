@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -26,10 +26,11 @@ def in_parts(parts: int, lookup: Callable[[Any, Any], None], ids_B: Any, out_BD:
     """`lookup(ids, out)` of equal slices at the same time, the last one on this thread; the first error is raised."""
     bounds = [len(ids_B) * part // parts for part in range(parts + 1)]
     slices = [slice(low, high) for low, high in pairwise(bounds)]
-    waiting = [_pool().submit(lookup, ids_B[s], out_BD[s]) for s in slices[:-1]]
+    waiting: list[Future[None]] = []
     try:
+        waiting.extend(_pool().submit(lookup, ids_B[part], out_BD[part]) for part in slices[:-1])
         lookup(ids_B[slices[-1]], out_BD[slices[-1]])
-    finally:
+    finally:  # no part may go on writing into `out` after this call
         errors = [future.exception() for future in waiting]
     for error in errors:
         if error is not None:

@@ -145,6 +145,7 @@ class Store(FileStore):
         check_finite(tensors, what, layout)
         ids = _id_space(publication.ids, config.num_embeddings)
         packed = _packed(tensors, layout, publication.dtype, what)
+        check_finite(packed, f"{what} as {publication.dtype}", packed_layout(layout, publication.dtype))
         kernel_arrays = {key: for_kernels(array) for key, array in packed.items()}
         draft = Table(name, 0, scheme, config, kernel_arrays, ids, np.zeros(config.embedding_dim, np.float32))
         default_D = _default_vector(draft, publication.default_vector)

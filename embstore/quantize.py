@@ -106,7 +106,15 @@ def packed_layout(layout: Mapping[str, Slot], dtype: str) -> dict[str, Slot]:
 
 
 def pack(array: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """Float32 rows [R, W] stored as `dtype`; VerificationFailed where float16 cannot hold a number."""
+    """Float32 rows [R, W] stored as `dtype`; VerificationFailed where float16 cannot hold a number.
+
+    Numbers near the end of float32's range become infinite (their span does): publishing refuses the result.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _pack(array, dtype)
+
+
+def _pack(array: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     if dtype == "float32":
         return array
     if dtype == "bfloat16":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from embstore import schemes
+from embstore import cli, schemes
 from embstore.bench import kernels
 from embstore.bench.floor import bytes_read, lines_read, make_memory, runs_of
 from embstore.bench.schemes import Row, write_markdown
@@ -90,13 +90,30 @@ def test_the_command_measures_every_scheme() -> None:
     assert found["machine"]["cores"] >= 1
 
 
-def test_an_unknown_scheme_is_one_line() -> None:
-    """Exit code 2 and the nearest name."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "embstore", "bench", "kernels", "--scheme", "memcon"], capture_output=True, text=True
-    )
-    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
-    assert "did you mean 'memcom'" in ran.stderr
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["kernels", "--scheme", "memcon"], "did you mean 'memcom'"),
+        (["kernels", "--dtype", "int7"], "dtype must be one of"),
+        (["kernels", "--zipf", "1"], "--zipf must be above 0, below 10 and not 1"),
+        (["kernels", "--batch", "0"], "--batch must be at least 1, got 0"),
+        (["kernels", "--dim", "20"], "--dim must be a multiple of 16, got 20"),
+        (["kernels", "--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["schemes", "--ratio", "0.5"], "--ratio must be at least 1"),
+        (["schemes", "--markdown", "nowhere.md"], "cannot read nowhere.md"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_flag_that_means_nothing_is_one_line(
+    flags: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2 and what would be right, before anything is measured."""
+    monkeypatch.setattr(sys, "argv", ["embstore", "bench", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    error = capsys.readouterr().err
+    assert (stopped.value.code, error.count("\n")) == (2, 1)
+    assert said in error
 
 
 def test_a_table_is_written_between_its_markers(tmp_path: Path) -> None:

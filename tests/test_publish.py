@@ -566,3 +566,18 @@ def test_a_publisher_waits_for_its_turn(store: Store) -> None:
     store.publish("item", VECTORS)
     store.publish_release({"item": Publication(VECTORS), "user": Publication(VECTORS)})
     assert attempts == [("item", "latest", 1), ("item", "latest", 2), ("user", "latest", 1)]
+
+
+@pytest.mark.parametrize(
+    ("row", "dtype"),
+    [([3.4e38, 0, 0, 0], "bfloat16"), ([3.4e38, -3.4e38, 0, 0], "int8"), ([1e5, 0, 0, 0], "float16")],
+)
+def test_rows_that_overflow_their_dtype_are_refused_before_anything_is_written(
+    store: Store, row: list[float], dtype: str
+) -> None:
+    """A finite number that is none as stored: the publisher is told the row, no version appears."""
+    vectors = np.zeros((50, 4), np.float32)
+    vectors[37] = row
+    with pytest.raises(VerificationFailed, match="row 37"):
+        store.publish("item", vectors, dtype=dtype)
+    assert store.tables() == []

@@ -605,6 +605,14 @@ def test_more_ids_than_int64_has_are_refused(name: str) -> None:
         ("hash", {"num_buckets": 3, "seed": True}, "seed must be a whole number"),
         ("memcom", {"num_buckets": 3, "bias": 1}, "bias must be true or false, got 1"),
         ("memcom", {"num_buckets": 3, "offset": None}, "offset must be true or false"),
+        ("full", {"embedding_dim": 65_537}, "embedding_dim must be at least 1 and at most 65536"),
+        ("mixed_precision", {"num_hot": 3, "bits": 8.0}, "bits must be 8 or 4, got 8.0"),
+        ("dhe", {"num_hashes": 4, "hidden": [2] * 65}, "hidden must be at most 64 layers, got 65"),
+        (
+            "masked",
+            {"num_embeddings": 2000, "block_sizes": [1] * 2000, "block_widths": [1] * 2000},
+            "there may be 1024 blocks at most, got 2000",
+        ),
     ],
 )
 def test_a_parameter_that_means_nothing_is_refused(name: str, wrong: dict[str, Any], named: str) -> None:

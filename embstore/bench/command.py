@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from embstore.errors import ConfigError
 from embstore.progress import make_reporter
-from embstore.render import console, show
+from embstore.render import show
 
 app = typer.Typer(help="Measure kernels and schemes on this machine.", no_args_is_help=True)
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
@@ -20,7 +21,7 @@ def kernels(
     dim: Annotated[list[int] | None, typer.Option(help="Floats in a vector: 16, 64 and 128 unless given.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Ids in a lookup: 100 to 131,072 unless given.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="Row storage; float32 unless given; may be repeated.")] = None,
-    table_size: Annotated[str, typer.Option(help="Bytes of each table.")] = "512MB",
+    table_size: Annotated[str, typer.Option(help="Bytes of each table.")] = "256MB",
     zipf: Annotated[float | None, typer.Option(help="Draw ids from Zipf with this exponent, not uniformly.")] = None,
     rounds: Annotated[int, typer.Option(help="How often the candidates take turns.")] = 5,
     json: JsonOption = False,
@@ -28,11 +29,23 @@ def kernels(
     """Every scheme's lookup beside eager torch and beside the least that reading its bytes takes."""
     from embstore.bench import kernels as bench
     from embstore.bench.machine import describe
+    from embstore.quantize import check_dtype
     from embstore.schemes import SCHEMES, scheme_class
     from embstore.sizes import parse_bytes
 
     for name in scheme or ():
         scheme_class(name)
+    for name in dtype or ():
+        check_dtype(name)
+    _at_least("rounds", rounds, 1)
+    for size in dim or ():
+        _at_least("dim", size, 16)  # the floor writes whole cache lines
+        if size % 16:
+            raise ConfigError(f"--dim must be a multiple of 16, got {size}")
+    for size in batch or ():
+        _at_least("batch", size, 1)
+    if zipf is not None and (not 0 < zipf < 10 or zipf == 1):
+        raise ConfigError(f"--zipf must be above 0, below 10 and not 1 (1.05 is usual), got {zipf}")
     with make_reporter(silent=json) as report:
         rows = bench.measure(
             schemes=tuple(scheme or SCHEMES),
@@ -46,6 +59,11 @@ def kernels(
         )
     about = describe() | {"ids": "uniform" if zipf is None else f"zipf {zipf}", "table_bytes": parse_bytes(table_size)}
     show(json, {"machine": about, "rows": [row.to_json() for row in rows]}, lambda: kernels_table(rows, about))
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"--{name} must be at least {least}, got {value}")
 
 
 def kernels_table(rows: list[Any], about: dict[str, Any]) -> Any:
@@ -88,12 +106,18 @@ def schemes(
     """Train every scheme on the same events at the same size: bytes, cost of a lookup, quality."""
     from embstore.bench import schemes as bench
     from embstore.bench.machine import describe
+    from embstore.schemes import scheme_class
 
+    for name in scheme or ():
+        scheme_class(name)
+    if not 1 <= ratio < float("inf"):
+        raise ConfigError(f"--ratio must be at least 1 (1 = uncompressed), got {ratio}")
+    if markdown is not None:
+        bench.check_markdown(markdown, ratio=ratio, config=config)
     with make_reporter(silent=json) as report:
         rows = bench.measure(
             config, ratio=ratio, names=tuple(scheme or ()), overrides=set_ or [], progress=report.advanced
         )
     if markdown is not None:
         bench.write_markdown(markdown, rows, ratio=ratio, config=config)
-        console().print(f"wrote {markdown}")
     show(json, {"machine": describe(), "rows": [row.to_json() for row in rows]}, lambda: bench.as_table(rows))

@@ -27,10 +27,15 @@ from embstore.schemes.base import Progress
 
 BATCHES = (100, 1_000, 16_384, 131_072)
 DIMS = (16, 64, 128)
-TABLE_BYTES = 512_000_000
+TABLE_BYTES = 256_000_000
 RATIO = 16
 NETWORKS = ("dhe", "path")
-OPTIONS: dict[str, dict[str, dict[str, Any]]] = {}
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "double_hash": {"sum": {}, "concat": {"op": "concat"}},
+    "memcom": {"": {}, "bias": {"bias": True}},
+    "pq": {"": {}, "two stages": {"num_stages": 2}, "rotated": {"rotation": True}},
+    "qr": {"mult": {}, "concat": {"op": "concat"}, "three": {"num_partitions": 3}},
+}
 """scheme -> name of a kind of it -> options; a scheme that is not here has one kind."""
 
 

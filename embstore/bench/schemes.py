@@ -119,17 +119,26 @@ def as_table(rows: list[Row]) -> Any:
     return table
 
 
-def write_markdown(path: Path, rows: list[Row], *, ratio: float, config: Path | None) -> None:
-    """Replace what stands between the markers of this config and ratio in a Markdown file; ConfigError without them."""
-    from embstore.bench.machine import describe
-
+def check_markdown(path: Path, *, ratio: float, config: Path | None) -> tuple[str, str, str]:
+    """What a file has before the table of this config and ratio, its marker, what comes after; ConfigError without."""
     name = f" {config}" if config else ""
     begin = f"{BEGIN}{name} --ratio {ratio:g}` -->"
-    text = path.read_text("utf-8")
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     head, found, rest = text.partition(begin)
     _, closed, tail = rest.partition(END)
     if not found or not closed:
         raise ConfigError(f"{path} has no lines {begin} and {END} to write between")
+    return head, begin, tail
+
+
+def write_markdown(path: Path, rows: list[Row], *, ratio: float, config: Path | None) -> None:
+    """Replace what stands between the markers of this config and ratio in a Markdown file; ConfigError without them."""
+    from embstore.bench.machine import describe
+
+    head, begin, tail = check_markdown(path, ratio=ratio, config=config)
     lines = ["| " + " | ".join(HEADS) + " |", "|" + "|".join(["---", *["---:"] * (len(HEADS) - 1)]) + "|"]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
     about = ", ".join(f"{key} {value}" for key, value in describe().items() if key != "load")

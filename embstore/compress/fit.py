@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ from embstore.errors import ConfigError
 from embstore.fitting import Progress
 from embstore.quantize import check_dtype, for_kernels, pack, packed_layout
 from embstore.schemes.base import Scheme
+from embstore.schemes.options import check_options
 
 NUM_TRIALS = 40
 NUM_FITS = 4
@@ -134,11 +134,12 @@ def _sizes(scheme: type[Scheme], option: str) -> bool:
 
 
 def _call(scheme: type[Scheme], options: Mapping[str, Any], make: Callable[[], Scheme]) -> Scheme:
-    """`make()`; where it does not take one of the options that were given, that is a ConfigError."""
+    """`make()`; an option whose value the scheme cannot use is a ConfigError."""
+    check_options(scheme, options)
     try:
         return make()
-    except TypeError as error:
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None or unknown[1] not in options:
+    except (TypeError, ValueError, OverflowError) as error:
+        if not options:
             raise
-        raise ConfigError(f"{scheme.name} has no option {unknown[1]!r}: {error}") from error
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise ConfigError(f"{scheme.name} cannot be made with {given}: {error}") from error

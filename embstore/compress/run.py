@@ -187,7 +187,7 @@ def _read(job: Job, report: Silent) -> Source:
     counted = "" if source.counts_N is None else f", {int((source.counts_N > 0).sum()):,} of them with a count"
     report.note(f"read {len(source):,} vectors of {source.dim} dimensions{counted}")
     # Ids in a vocabulary cost the same in any order; plain row numbers only give way to one where the scheme gains.
-    renumbers = source.keys is not None or "frequencies" in scheme_class(job.scheme).uses
+    renumbers = source.keys is not None or scheme_class(job.scheme).by_rank
     if source.falls or job.keep_order or not renumbers:
         return source
     if source.keys is None:

@@ -53,6 +53,11 @@ class Kernel:
         loop = self._by_dtype.get(table.dtype.char) or self._compiled(table.dtype.char)
         loop(table, *arguments)
 
+    def prepare(self, table: Any) -> None:
+        """Compile for the table's dtype now, if that is still to be done."""
+        if table.dtype.char not in self._by_dtype:
+            self._compiled(table.dtype.char)
+
     def _compiled(self, dtype: str) -> Any:
         with _LOCK:
             if dtype not in self._by_dtype:

@@ -30,6 +30,7 @@ from embstore.kernels.reference import write
 from embstore.quantize import Slot, packed_layout, take
 
 MAX_IDS = (1 << 63) - 1
+MAX_DIM = 1 << 16
 
 Tensors = Mapping[str, Array]
 """A scheme's stored tensors by name: numpy arrays (CPU) or torch tensors (any device), all of one kind."""
@@ -50,7 +51,7 @@ class SchemeConfig:
 
     def __post_init__(self) -> None:
         self.require("num_embeddings", at_least=1, at_most=MAX_IDS)
-        self.require("embedding_dim", at_least=1)
+        self.require("embedding_dim", at_least=1, at_most=MAX_DIM)
 
     def require(self, name: str, *, at_least: int, at_most: int | None = None) -> None:
         """ConfigError unless field `name` is an int within the bounds, both inclusive."""
@@ -75,6 +76,8 @@ class Scheme(nn.Module):
     uses: ClassVar[frozenset[str]] = frozenset()
     """What `from_budget` takes beside sizes: `frequencies` (float [N], how often each id occurs), `histories`
     (int64 [E, 2], pairs of id and what it occurred with), `vectors` (float [N, small], a cheap embedding)."""
+    by_rank: ClassVar[bool] = False
+    """Whether ids with small numbers get more or share less: number them by falling frequency then."""
     tolerance: ClassVar[float] = 0.0
     """How far, relative to the largest number of a batch, two machines' vectors may differ: 0 where the arithmetic is
     the same everywhere, more where sums are taken in an order that depends on the processor."""

@@ -43,9 +43,12 @@ from torch import Tensor, nn
 
 from embstore.errors import ConfigError
 from embstore.hashing import MASK64, mix64, mix64_torch, seed_offset
-from embstore.kernels import numba_dhe, numba_gather
+from embstore.kernels import Loops
 from embstore.quantize import Slot, dequantize
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
+
+numba_dhe = Loops("numba_dhe")
+numba_gather = Loops("numba_gather")
 
 ACTIVATIONS = ("mish", "relu")
 ENCODINGS = ("uniform", "gaussian")
@@ -53,6 +56,9 @@ MAX_WIDTH = 1 << 16
 MAX_SEED = (1 << 63) - 1
 PAPER_HASHES = 1024
 IDS_AT_START = 1024
+MAX_LAYERS = 64
+MAX_SCRATCH = 1 << 24
+"""Floats between layers at any time: fewer ids at once where layers are very wide."""
 IDS_AT_ONCE = 1024
 """A chunk of a lookup: large enough for the full rate of matrix products, small enough for its layers to be cached."""
 IDS_AT_ONCE_GPU = 1 << 15
@@ -79,6 +85,8 @@ class DHEConfig(SchemeConfig):
         self.require("seed", at_least=0, at_most=MAX_SEED)
         if not isinstance(self.hidden, list | tuple) or not self.hidden:
             raise ConfigError(f"hidden must be the widths of at least one hidden layer, got {self.hidden!r}")
+        if len(self.hidden) > MAX_LAYERS:
+            raise ConfigError(f"hidden must be at most {MAX_LAYERS} layers, got {len(self.hidden)}")
         object.__setattr__(self, "hidden", tuple(self.hidden))
         for width in self.hidden:
             if not isinstance(width, int) or isinstance(width, bool) or not 1 <= width <= MAX_WIDTH:
@@ -362,9 +370,10 @@ def _decode(config: DHEConfig, tensors: Tensors, ids_B: NDArray[np.int64], out_B
     add_activation = numba_dhe.add_mish if config.activation == "mish" else numba_dhe.add_relu
     encode_into = numba_dhe.encode_uniform if config.encoding == "uniform" else numba_dhe.encode_gaussian
     offsets_K = _offsets(config.num_hashes, config.seed)
-    scratch = [np.empty((min(num_ids, IDS_AT_ONCE), width), np.float32) for width in config.widths[:-1]]
-    for start in range(0, num_ids, IDS_AT_ONCE):
-        ids = ids_B[start : start + IDS_AT_ONCE]
+    at_once = max(1, min(num_ids, IDS_AT_ONCE, MAX_SCRATCH // sum(config.widths)))
+    scratch = [np.empty((at_once, width), np.float32) for width in config.widths[:-1]]
+    for start in range(0, num_ids, at_once):
+        ids = ids_B[start : start + at_once]
         layers = [part[: len(ids)] for part in scratch]
         encode_into(ids, offsets_K, layers[0])
         for j in range(last):

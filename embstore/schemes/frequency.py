@@ -57,6 +57,7 @@ class Frequency(Scheme):
 
     name = "frequency"
     Config = FrequencyConfig
+    by_rank = True
     uses: ClassVar[frozenset[str]] = frozenset({"frequencies"})
     config: FrequencyConfig
 

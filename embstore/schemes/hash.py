@@ -44,6 +44,7 @@ class Hash(Scheme):
 
     name = "hash"
     Config = HashConfig
+    by_rank = True
     config: HashConfig
 
     def __init__(

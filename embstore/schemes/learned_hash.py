@@ -56,6 +56,7 @@ class LearnedHash(Scheme):
 
     name = "learned_hash"
     Config = LearnedHashConfig
+    by_rank = True
     uses: ClassVar[frozenset[str]] = frozenset({"frequencies", "vectors"})
     config: LearnedHashConfig
     map: Tensor

@@ -42,9 +42,11 @@ from torch import Tensor
 
 from embstore.errors import ConfigError, DataError
 from embstore.hashing import MASK64, MAX_BUCKETS, bucket_torch, mix64, mix64_torch, seed_offset, to_signed
-from embstore.kernels import numba_memory
+from embstore.kernels import Loops
 from embstore.quantize import Slot
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
+
+numba_memory = Loops("numba_memory")
 
 NUM_KEYS, KEY_BITS = 16, 4
 MAX_SEED = (1 << 63) - 1

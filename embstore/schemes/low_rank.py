@@ -24,10 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from embstore.errors import ConfigError
-from embstore.kernels import numba_project
+from embstore.kernels import Loops
 from embstore.quantize import Slot
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
 from embstore.schemes.widths import orthogonal_rows
+
+numba_project = Loops("numba_project")
 
 
 @dataclass(frozen=True, kw_only=True)

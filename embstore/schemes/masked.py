@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from embstore.errors import ConfigError
-from embstore.kernels import numba_prefix
+from embstore.kernels import Loops
 from embstore.quantize import Slot
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, target_std
 from embstore.schemes.widths import (
@@ -38,6 +38,8 @@ from embstore.schemes.widths import (
     power_law,
     second_moments,
 )
+
+numba_prefix = Loops("numba_prefix")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,7 @@ class Masked(Scheme):
 
     name = "masked"
     Config = MaskedConfig
+    by_rank = True
     uses = frozenset({"frequencies"})
     tolerance = 2e-6  # with rotation; without it the vectors are the stored numbers
     config: MaskedConfig

@@ -50,6 +50,7 @@ class MEmCom(Scheme):
 
     name = "memcom"
     Config = MEmComConfig
+    by_rank = True
     config: MEmComConfig
 
     def __init__(

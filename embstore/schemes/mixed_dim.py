@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from embstore.errors import ConfigError
-from embstore.kernels import numba_project
+from embstore.kernels import Loops
 from embstore.quantize import Slot
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
 from embstore.schemes.widths import (
@@ -43,6 +43,8 @@ from embstore.schemes.widths import (
     power_law,
     second_moments,
 )
+
+numba_project = Loops("numba_project")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,7 @@ class MixedDim(Scheme):
 
     name = "mixed_dim"
     Config = MixedDimConfig
+    by_rank = True
     uses = frozenset({"frequencies"})
     tolerance = 2e-6
     config: MixedDimConfig
@@ -128,7 +131,9 @@ class MixedDim(Scheme):
         numba_project.sort_by_block(config.ends_K, ids_B, begins, places_B)
         bounds = begins.tolist()
         for b, (first, _, width) in enumerate(config.blocks()):
-            if bounds[b] == bounds[b + 1]:
+            if bounds[b] == bounds[b + 1]:  # nothing to do but to have the loop ready: another lookup may need it
+                loop = numba_project.project_block if width < config.embedding_dim else numba_project.gather_block
+                loop.prepare(tensors[f"rows_{b}"])
                 continue
             where = (first, ids_B, places_B, bounds[b], bounds[b + 1], out_BD)
             if width < config.embedding_dim:

@@ -56,7 +56,7 @@ class MixedPrecisionConfig(SchemeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("num_hot", at_least=0, at_most=self.num_embeddings)
-        if isinstance(self.bits, bool) or self.bits not in HOT_SHARE:
+        if type(self.bits) is not int or self.bits not in HOT_SHARE:
             raise ConfigError(f"bits must be 8 or 4, got {self.bits!r}")
         if self.bits == 4 and self.embedding_dim % 2:
             raise ConfigError(
@@ -74,6 +74,7 @@ class MixedPrecision(Scheme):
 
     name = "mixed_precision"
     Config = MixedPrecisionConfig
+    by_rank = True
     config: MixedPrecisionConfig
     packed: Tensor | None
     """The cold rows that this module was made from, if it was made from such."""

@@ -84,6 +84,7 @@ class PathBased(Scheme):
 
     name = "path"
     Config = PathConfig
+    by_rank = True
     tolerance: ClassVar[float] = 1e-5
     config: PathConfig
 

@@ -213,8 +213,10 @@ class PQ(Scheme):
         iterations: int = 25,
         **options: Any,
     ) -> Self:
-        """Weighted k-means in every part, after a learned rotation and in stages where asked; about 10 s a part of
-        100,000 ids at most (one core). iterations: of each k-means."""
+        """Weighted k-means in every part, after a learned rotation and in stages where asked.
+
+        100,000 ids x 64 in 16 parts take 13 s on one core, with a rotation 31 s. iterations: of each k-means.
+        """
         from embstore.fitting.product import product_codes
 
         if options.pop("end_to_end", False):

@@ -105,6 +105,7 @@ class QR(Scheme):
 
     name = "qr"
     Config = QRConfig
+    by_rank = True
     config: QRConfig
 
     def __init__(

@@ -42,9 +42,11 @@ from torch import Tensor, nn
 
 from embstore.errors import ConfigError
 from embstore.hashing import MASK64, MAX_BUCKETS, bucket_torch, mix64, mix64_torch, seed_offset
-from embstore.kernels import numba_memory
+from embstore.kernels import Loops
 from embstore.quantize import Slot
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
+
+numba_memory = Loops("numba_memory")
 
 MAX_SEED = (1 << 63) - 1
 WORD_BITS = 64
@@ -147,7 +149,8 @@ class ROBE(Scheme):
         """e = scale * g(x) * memory[h(x)]."""
         offset = seed_offset(config.table_seed)
         scale = np.float32(config.scale)
-        numba_memory.gather_blocks(tensors["memory"], ids_B, config.block_size, offset, config.signs, scale, out_BD)
+        block = min(config.block_size, config.embedding_dim)  # nothing past the vector's end is asked for
+        numba_memory.gather_blocks(tensors["memory"], ids_B, block, offset, config.signs, scale, out_BD)
 
     @classmethod
     def lookup_gpu(cls, config: ROBEConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:

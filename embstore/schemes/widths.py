@@ -23,6 +23,7 @@ from torch import Tensor
 from embstore.errors import ConfigError, DataError
 from embstore.schemes.base import SchemeConfig
 
+MAX_BLOCKS = 1024
 _EULER = 0.5772156649015329
 _BISECTIONS = 60
 
@@ -44,6 +45,8 @@ def check_blocks(config: SchemeConfig) -> None:
             raise ConfigError(f"{name} must be whole numbers of at least 1, one a block, got {values!r}")
         object.__setattr__(config, name, tuple(values))
     sizes, widths = config.block_sizes, config.block_widths  # type: ignore[attr-defined]
+    if len(sizes) > MAX_BLOCKS:
+        raise ConfigError(f"there may be {MAX_BLOCKS} blocks at most, got {len(sizes)}: lookups walk through them")
     if len(sizes) != len(widths):
         raise ConfigError(f"block_sizes and block_widths are one each a block, got {len(sizes)} and {len(widths)}")
     if sum(sizes) != config.num_embeddings:

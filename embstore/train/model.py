@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from inspect import Parameter, signature
 from typing import Any
 
@@ -14,13 +14,9 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.schemes import scheme_class
 from embstore.schemes.base import Scheme
+from embstore.schemes.options import options_of
 from embstore.train.config import ModelConfig, TableConfig, TrainConfig
 from embstore.train.toml_fields import unknown_key
-
-_NOT_OPTIONS = {
-    *("self", "num_embeddings", "embedding_dim", "num_bytes", "sparse", "init_std", "generator"),
-    *("frequencies", "histories", "vectors", "signatures", "memory"),  # learned from events, not said in a config
-}
 
 
 class Factorisation(nn.Module):
@@ -100,16 +96,10 @@ def _check_options(scheme: type[Scheme], config: TableConfig, *, sized: bool) ->
 
     sized: the options themselves say the size, so those that divide up a budget are none.
     """
-    own, of_budget = _options(scheme.__init__), _options(scheme.from_budget)
+    own, of_budget = options_of(scheme.__init__), options_of(scheme.from_budget)
     for option in config.options:
         if option not in own and option not in of_budget:
             raise ConfigError(unknown_key("", option, ["scheme", "ratio", "budget", *(own | of_budget)]))
         if sized and option not in own:
             raise ConfigError(f"{option} divides up a budget: give ratio or budget with it")
     return [n for n, p in own.items() if p.default is Parameter.empty and n not in config.options]
-
-
-def _options(function: Callable[..., Any]) -> dict[str, Parameter]:
-    """The parameters of a constructor that a config may name."""
-    parameters = signature(function).parameters
-    return {n: p for n, p in parameters.items() if n not in _NOT_OPTIONS and p.kind is not Parameter.VAR_KEYWORD}
