@@ -20,7 +20,7 @@ from embstore.render import console, curl_lines, facts, listing, show, training_
 app = typer.Typer(
     name="embstore",
     help="Embedding tables in a fraction of the space: train them, publish them, serve them.",
-    epilog="Start with `embstore demo`, then `embstore serve --store demo/store`. Every server flag has an "
+    epilog="Start with `embstore demo`: it trains, publishes and serves. Every server flag has an "
     "environment twin, EMBSTORE_<NAME>. Exit codes: 0 ok, 1 failure, 2 usage, 3 verification failed, 4 not found, "
     "5 conflict.",
     no_args_is_help=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -147,3 +148,36 @@ def test_readme_lookup_works_on_the_command_line(server: ServerProcess, demo_con
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert key in shown
     assert "no" in shown
+
+
+def test_one_command_trains_publishes_and_serves_a_scheme(tmp_path: Path) -> None:
+    """`embstore demo --scheme NAME`: from nothing to vectors over HTTP; the curl lines it prints name the address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "embstore", "demo", "--folder", str(tmp_path), "--scheme", "low_rank"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log, cwd=tmp_path)
+        try:
+            deadline = time.monotonic() + 120
+            while not _ready(port):
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.2)
+            store = Store(tmp_path / "low_rank" / "store")
+            table = store.load("item")
+            key = store.manifest("item", 1).hot_ids[0]
+            answer = httpx.post(f"http://127.0.0.1:{port}/v1/tables/item/lookup", json={"ids": [key]}).json()
+            np.testing.assert_array_equal(np.array(answer["vectors"], np.float32), table.lookup([key]))
+            assert table.scheme.name == "low_rank"
+        finally:
+            process.terminate()
+            process.wait(30)
+    assert f"http://127.0.0.1:{port}/v1/tables/item/lookup" in (tmp_path / "log").read_text()
+
+
+def _ready(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
