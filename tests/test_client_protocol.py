@@ -252,7 +252,7 @@ def test_an_integer_outside_int64_is_named(ids: Any) -> None:
         None,
         {1, 2},
         {1: 2},
-        iter([1]),
+        pytest.param(iter([1]), id="iterator"),
     ],
     ids=repr,
 )
