@@ -21,7 +21,7 @@ from embstore.errors import ConfigError, DataError, NotFound, VerificationFailed
 from embstore.ids import Dense, IdSpace, Keys, Vocabulary
 from embstore.manifest import Golden, Manifest
 from embstore.parallel import num_cores
-from embstore.quantize import Slot, for_kernels, pack, packed_layout
+from embstore.quantize import Slot, for_kernels, pack_tensors, packed_layout
 from embstore.schemes import scheme_class
 from embstore.schemes.base import Scheme, SchemeConfig
 from embstore.store import LATEST, FileStore, Release, StagedVersion, StoredVersion, check_label, check_name, now
@@ -145,7 +145,6 @@ class Store(FileStore):
         check_finite(tensors, what, layout)
         ids = _id_space(publication.ids, config.num_embeddings)
         packed = _packed(tensors, layout, publication.dtype, what)
-        check_finite(packed, f"{what} as {publication.dtype}", packed_layout(layout, publication.dtype))
         kernel_arrays = {key: for_kernels(array) for key, array in packed.items()}
         draft = Table(name, 0, scheme, config, kernel_arrays, ids, np.zeros(config.embedding_dim, np.float32))
         default_D = _default_vector(draft, publication.default_vector)
@@ -230,12 +229,14 @@ def _array(value: Any, name: str, layout: Mapping[str, Slot]) -> NDArray[Any]:
 def _packed(
     tensors: Mapping[str, NDArray[Any]], layout: Mapping[str, Slot], dtype: str, what: str
 ) -> dict[str, NDArray[Any]]:
-    """The tensors with rows stored as `dtype`."""
-    slots = packed_layout(layout, dtype)
+    """The tensors with rows stored as `dtype`; VerificationFailed names a row that the dtype cannot hold."""
     try:
-        return {name: pack(array, dtype) if slots[name] != layout[name] else array for name, array in tensors.items()}
+        packed = pack_tensors(tensors, layout, dtype)
     except VerificationFailed as error:
         raise VerificationFailed(f"{what}: {error}") from error
+    changed = {name: array for name, array in packed.items() if array is not tensors[name]}
+    check_finite(changed, f"{what} as {dtype}", packed_layout(layout, dtype))
+    return packed
 
 
 def _float32(value: Any, what: str) -> NDArray[np.float32]:

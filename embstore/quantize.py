@@ -110,21 +110,28 @@ def pack(array: NDArray[np.float32], dtype: str) -> NDArray[Any]:
 
     Numbers near the end of float32's range become infinite (their span does): publishing refuses the result.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        return _pack(array, dtype)
-
-
-def _pack(array: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     if dtype == "float32":
         return array
     if dtype == "bfloat16":
         return pack_bfloat16(array)
-    if dtype == "float16":
-        with np.errstate(over="ignore"):
-            halves = array.astype(np.float16)
-        _check_halves(halves, array, "float16")
-        return halves
-    return _pack_int8(array) if dtype == "int8" else _pack_int4(array)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        if dtype == "float16":
+            return _pack_float16(array)
+        return _pack_int8(array) if dtype == "int8" else _pack_int4(array)
+
+
+def pack_tensors(
+    tensors: Mapping[str, NDArray[Any]], layout: Mapping[str, Slot], dtype: str
+) -> dict[str, NDArray[Any]]:
+    """A scheme's tensors with the rows that get smaller stored as `dtype`; the others are the same arrays."""
+    slots = packed_layout(layout, dtype)
+    return {name: pack(array, dtype) if slots[name] != layout[name] else array for name, array in tensors.items()}
+
+
+def _pack_float16(array: NDArray[np.float32]) -> NDArray[np.float16]:
+    halves = array.astype(np.float16)
+    _check_halves(halves, array, "float16")
+    return halves
 
 
 def pack_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -149,12 +156,11 @@ def _pack_int8(array: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _pack_int4(array: NDArray[np.float32]) -> NDArray[np.int8]:
-    with np.errstate(over="ignore", divide="ignore"):
-        low_R1 = array.min(axis=1, keepdims=True).astype(np.float16)
-        span_R1 = array.max(axis=1, keepdims=True) - low_R1.astype(np.float32)
-        scale_R1 = (span_R1 / np.float32(15)).astype(np.float16)
-        scale_R1[scale_R1 == 0] = 1
-        inverse_R1 = np.float32(1) / scale_R1.astype(np.float32)
+    low_R1 = array.min(axis=1, keepdims=True).astype(np.float16)
+    span_R1 = array.max(axis=1, keepdims=True) - low_R1.astype(np.float32)
+    scale_R1 = (span_R1 / np.float32(15)).astype(np.float16)
+    scale_R1[scale_R1 == 0] = 1
+    inverse_R1 = np.float32(1) / scale_R1.astype(np.float32)
     _check_halves(low_R1, array, "int4")
     _check_halves(scale_R1, array, "int4")
     codes_RW = np.clip(np.rint((array - low_R1.astype(np.float32)) * inverse_R1), 0, 15).astype(np.uint8)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embstore.quantize import DTYPES, for_kernels, pack, packed_layout, to_torch
+from embstore.quantize import DTYPES, for_kernels, pack_tensors, packed_layout, to_torch
 from embstore.schemes import SCHEMES, scheme_class
 
 N, D, M = 53, 19, 7  # sizes that divide nothing: the last bucket, cache line and quotient are incomplete
@@ -250,12 +250,11 @@ def stored_arrays(module: Any, dtype: str = "float32") -> dict[str, NDArray[Any]
     """What is on disk when the module is published with rows of `dtype`; ConfigError where it cannot be."""
     config, tensors = module.export()
     layout = type(module).layout(config)
-    slots = packed_layout(layout, dtype)
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-    return {
-        name: pack(array, dtype) if slots[name] != layout[name] else array.astype(slots[name].numpy_dtype, copy=False)
-        for name, array in arrays.items()
+    arrays = {
+        name: tensor.detach().cpu().numpy().astype(layout[name].numpy_dtype, copy=False)
+        for name, tensor in tensors.items()
     }
+    return pack_tensors(arrays, layout, dtype)
 
 
 def stored_tensors(module: Any, dtype: str = "float32", device: str = "cpu") -> dict[str, Tensor]:

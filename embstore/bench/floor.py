@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from embstore.arrays import LINE
 from embstore.quantize import take
 
-LINE = 64
 _PRODUCTS = {torch.baddbmm: 1, torch.addmm: 1, torch.nn.functional.linear: 0, torch.matmul: 0, Tensor.matmul: 0}
 """Functions that multiply matrices, and which argument is the left one."""
 _READS = {Tensor.__getitem__, torch.nn.functional.embedding, torch.index_select, Tensor.index_select, torch.take}

@@ -21,7 +21,7 @@ from embstore.bench.floor import bytes_read, lines_read, make_memory, products_m
 from embstore.bench.machine import best_seconds
 from embstore.errors import ConfigError
 from embstore.parallel import in_parts, num_cores
-from embstore.quantize import for_kernels, pack, packed_layout, to_torch
+from embstore.quantize import for_kernels, pack_tensors, packed_layout, to_torch
 from embstore.schemes import SCHEMES, scheme_class
 from embstore.schemes.base import Progress
 
@@ -143,10 +143,8 @@ def make_contender(name: str, kind: str, options: dict[str, Any], dim: int, dtyp
     layout = scheme.layout(config)
     slots = packed_layout(layout, dtype)
     rng = np.random.default_rng(0)
-    arrays = {}
-    for key, slot in layout.items():
-        array = _numbers(slot.shape, slot.dtype, config, rng)
-        arrays[key] = pack(array, dtype) if slots[key] != slot else array
+    numbers = {key: _numbers(slot.shape, slot.dtype, config, rng) for key, slot in layout.items()}
+    arrays = pack_tensors(numbers, layout, dtype)
     tensors = {key: _shared(array, slots[key].dtype) for key, array in arrays.items()}
     return Contender(scheme, kind, dtype, config, {k: for_kernels(a) for k, a in arrays.items()}, tensors)
 

@@ -37,6 +37,7 @@ def best_seconds(runs: dict[str, Callable[[], Any]], *, rounds: int = 5, seconds
 def describe() -> dict[str, Any]:
     """Processor, cores, caches, and the versions that speed depends on."""
     import numba
+    import numpy as np
     import torch
 
     about: dict[str, Any] = {"cpu": platform.processor() or platform.machine(), "cores": num_cores()}
@@ -47,6 +48,7 @@ def describe() -> dict[str, Any]:
     except (OSError, StopIteration):
         pass
     about |= {"python": platform.python_version(), "torch": torch.__version__, "numba": numba.__version__}
+    about["numpy"] = np.__version__
     about["load"] = round(os.getloadavg()[0], 2)
     return about
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from embstore.compress.measure import Lookup
 from embstore.errors import ConfigError
 from embstore.fitting import Progress
-from embstore.quantize import check_dtype, for_kernels, pack, packed_layout
+from embstore.quantize import check_dtype, for_kernels, pack_tensors
 from embstore.schemes.base import Scheme
 from embstore.schemes.options import check_options
 
@@ -100,11 +100,10 @@ def served(module: Scheme, dtype: str) -> Lookup:
     """The lookup of what would be published: its tensors with rows stored as `dtype`, and the kernels of the server."""
     config, exported = module.export()
     layout = module.layout(config)
-    slots = packed_layout(layout, dtype)
-    tensors = dict[str, Any]()
-    for name, slot in slots.items():
-        array = np.ascontiguousarray(exported[name].cpu().numpy(), layout[name].numpy_dtype)
-        tensors[name] = for_kernels(pack(array, dtype) if slot != layout[name] else array)
+    arrays = {
+        name: np.ascontiguousarray(exported[name].cpu().numpy(), slot.numpy_dtype) for name, slot in layout.items()
+    }
+    tensors = {name: for_kernels(array) for name, array in pack_tensors(arrays, layout, dtype).items()}
 
     def lookup(ids_B: Any, out_BD: Any) -> None:
         module.lookup(config, tensors, ids_B, out_BD)

@@ -9,9 +9,9 @@ from numba import njit, types
 
 from embstore.kernels.compiled import compiled
 from embstore.kernels.numba_rows import AHEAD, OUT, void
-from embstore.kernels.prefetch import prefetch_1d
+from embstore.kernels.prefetch import LINE_BYTES, prefetch_1d
 
-LINE_FLOATS = 16
+LINE_FLOATS = LINE_BYTES // 4
 u64 = np.uint64
 """Indices that cannot be negative: numba leaves out the test for those that count from the end."""
 RUNS = types.Array(types.int32, 3, "C", readonly=True)
