@@ -17,8 +17,13 @@ EmbstoreError
 │   ├── IdOutOfRange         id_out_of_range       an id the table does not have, under on_missing=error
 │   ├── TooManyIds           too_many_ids
 │   └── BodyTooLarge         body_too_large
+├── Unauthorized             unauthorized          no API key, or a wrong one
+├── Forbidden                forbidden             a call that this caller may not make
+├── Overloaded               overloaded            no room for another request now
+├── DeadlineExceeded         deadline_exceeded     the time the caller gave is over
 └── NotReady                 not_ready
-    └── Draining             draining
+    ├── Draining             draining
+    └── DeviceFailed         device_failed         the GPU is sick: the process has to be restarted
 
 Codes are data: the server maps them to HTTP statuses, the command line to exit codes, clients to classes.
 """
@@ -144,6 +149,30 @@ class BodyTooLarge(BadRequest):
     code = "body_too_large"
 
 
+class Unauthorized(EmbstoreError):
+    """The call needs an API key and has none, or a wrong one."""
+
+    code = "unauthorized"
+
+
+class Forbidden(EmbstoreError):
+    """The call is not open to whoever made it."""
+
+    code = "forbidden"
+
+
+class Overloaded(EmbstoreError):
+    """There is no room for another request at the moment; later there will be."""
+
+    code = "overloaded"
+
+
+class DeadlineExceeded(EmbstoreError):
+    """The time that the caller gave is over; the work was dropped."""
+
+    code = "deadline_exceeded"
+
+
 class NotReady(EmbstoreError):
     """The server cannot serve this yet."""
 
@@ -154,3 +183,9 @@ class Draining(NotReady):
     """The server is about to stop and takes no new work."""
 
     code = "draining"
+
+
+class DeviceFailed(NotReady):
+    """The device that holds the tables has failed; only a new process can use it again."""
+
+    code = "device_failed"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, overload
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from embstore.device import device_named
 from embstore.errors import ConfigError, DataError, IdOutOfRange, VerificationFailed
 from embstore.ids import PREFIX, IdSpace, Keys, id_space
 from embstore.manifest import Manifest
@@ -40,6 +42,14 @@ class Fetched(NamedTuple):
     """vectors float32 [B, D], or [G, D] of bags; found bool [B], None: every id was; missing: how many were not."""
 
     vectors_BD: Floats
+    found_B: NDArray[np.bool_] | None
+    missing: int
+
+
+class Resolved(NamedTuple):
+    """rows int64 [B], below 0 where no row is to be read; found bool [B], None: every id was; missing: how many not."""
+
+    rows_B: NDArray[np.int64]
     found_B: NDArray[np.bool_] | None
     missing: int
 
@@ -73,22 +83,33 @@ class Table:
         tensors = sum(int(t.nbytes) for t in self.tensors.values())
         return tensors + self.ids.num_bytes() + self.default_vector_D.nbytes
 
-    def fetch(self, keys: Keys, on_missing: str = "zero") -> Fetched:
+    def fetch(self, keys: Keys, on_missing: str = "zero", out: Floats | None = None) -> Fetched:
         """Vectors of B keys in their order; ids that are not there get what `on_missing` says, and are told apart.
 
         `zero`: zeros. `default`: the table's default vector. `hash`: the vector of some id, chosen by the key's hash.
         `error`: IdOutOfRange. TypeError when the keys are not what this table's id space takes.
+        The vectors are written into `out`, float32 [B, D], where it is given.
         """
         rows_B, missing = self.ids.rows(keys)
-        vectors_BD = np.empty((len(rows_B), self.embedding_dim), np.float32)
-        found_B = None
-        if missing:
-            found_B = rows_B >= 0
-            rows_B = self._settle_missing(keys, rows_B, found_B, vectors_BD, on_missing)
-        elif on_missing not in ON_MISSING:
-            raise _unknown_policy(on_missing)
-        self._compose(rows_B, vectors_BD)
+        vectors_BD = np.empty((len(rows_B), self.embedding_dim), np.float32) if out is None else out
+        rows_B, found_B = self._settle(keys, rows_B, missing, on_missing, vectors_BD)
+        self.compose(rows_B, vectors_BD)
         return Fetched(vectors_BD, found_B, missing)
+
+    def resolve(self, keys: Keys, on_missing: str, vectors_BD: Floats) -> Resolved:
+        """The first half of `fetch`: rows of B keys, and the vectors of those that no row will fill."""
+        rows_B, missing = self.ids.rows(keys)
+        return Resolved(*self._settle(keys, rows_B, missing, on_missing, vectors_BD), missing)
+
+    def _settle(
+        self, keys: Keys, rows_B: NDArray[np.int64], missing: int, on_missing: str, vectors_BD: Floats
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
+        if not missing:
+            if on_missing not in ON_MISSING:
+                raise _unknown_policy(on_missing)
+            return rows_B, None
+        found_B = rows_B >= 0
+        return self._settle_missing(keys, rows_B, found_B, vectors_BD, on_missing), found_B
 
     def fetch_bags(self, keys: Keys, bags: Bags, on_missing: str = "zero") -> Fetched:
         """One vector a bag of keys, `embstore.pooling` says how; ids that are not there as in `fetch`.
@@ -109,9 +130,10 @@ class Table:
             raise _unknown_policy(on_missing)
         parts = max(1, min(self.num_threads, len(rows_B) // IDS_A_THREAD))
         lookup = partial(self.scheme.lookup, self.config, self.tensors)
-        vectors_GD = pool(
-            bags, rows_B, lookup, self.embedding_dim, missing_D=missing_D, device=self.device, num_threads=parts
-        )
+        with nullcontext() if self.device == "cpu" else device_named(self.device).watched():
+            vectors_GD = pool(
+                bags, rows_B, lookup, self.embedding_dim, missing_D=missing_D, device=self.device, num_threads=parts
+            )
         return Fetched(vectors_GD, found_B, missing)
 
     @overload
@@ -191,7 +213,8 @@ class Table:
             f"table {self.name!r} does not have id {shown}{more}: not in {where}", table=self.name, version=self.version
         )
 
-    def _compose(self, rows_B: NDArray[np.int64], vectors_BD: Floats) -> None:
+    def compose(self, rows_B: NDArray[np.int64], vectors_BD: Floats) -> None:
+        """The second half of `fetch`: the scheme's vectors; where a row is below 0 the vector stays as it is."""
         if self.device == "cpu":
             parts = min(self.num_threads, len(rows_B) // IDS_A_THREAD)
             if parts > 1:
@@ -199,13 +222,8 @@ class Table:
             else:
                 self.scheme.lookup(self.config, self.tensors, rows_B, vectors_BD)
         else:
-            rows = torch.tensor(rows_B, device=self.device)  # a copy: ids of a request may be read-only
-            if (rows_B < 0).any():  # those rows keep what they hold, so the device must see it
-                out = torch.from_numpy(vectors_BD).to(self.device)
-            else:
-                out = torch.empty(vectors_BD.shape, device=self.device)
-            self.scheme.lookup(self.config, self.tensors, rows, out)
-            torch.from_numpy(vectors_BD).copy_(out)
+            lookup = partial(self.scheme.lookup, self.config, self.tensors)
+            device_named(self.device).compose(lookup, [(rows_B, vectors_BD)])
 
 
 def make_table(
