@@ -11,7 +11,7 @@ from embstore.errors import ConfigError
 from embstore.progress import make_reporter
 from embstore.render import show
 
-app = typer.Typer(help="Measure kernels and schemes on this machine.", no_args_is_help=True)
+app = typer.Typer(help="Measure kernels, schemes and the server on this machine.", no_args_is_help=True)
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
 
 
@@ -121,3 +121,37 @@ def schemes(
     if markdown is not None:
         bench.write_markdown(markdown, rows, ratio=ratio, config=config)
     show(json, {"machine": describe(), "rows": [row.to_json() for row in rows]}, lambda: bench.as_table(rows))
+
+
+@app.command()
+def serve(
+    rows: Annotated[list[str] | None, typer.Option(help="Only this row; may be repeated.")] = None,
+    seconds: Annotated[float, typer.Option(help="Length of every single measurement.")] = 3,
+    rounds: Annotated[int, typer.Option(help="How often the candidates take turns.")] = 5,
+    load: Annotated[
+        str, typer.Option(help="Closed loops by wrk, raw (our own), or auto: wrk if it is there.")
+    ] = "auto",
+    num_ids: Annotated[int, typer.Option(help="Ids of the tables; dhe has 200,000 at most.")] = 2_000_000,
+    dim: Annotated[int, typer.Option(help="Floats in a vector.")] = 64,
+    json: JsonOption = False,
+) -> None:
+    """The server on one core, load on another: throughput, latency, caches, workers, overload."""
+    from embstore.bench import serve as bench
+    from embstore.bench.machine import describe
+
+    _at_least("rounds", rounds, 1)
+    _at_least("num-ids", num_ids, 1_000)
+    _at_least("dim", dim, 2)
+    if dim % 2:
+        raise ConfigError(f"--dim must be even, got {dim}")
+    if not 0.05 <= seconds <= 3600:
+        raise ConfigError(f"--seconds must be between 0.05 and 3600, got {seconds:g}")
+    sizes = bench.Sizes(num_ids=num_ids, dim=dim, dhe_ids=min(num_ids, 200_000))
+    with make_reporter(silent=json) as report:
+        found, tool = bench.measure(
+            rows or (), seconds=seconds, rounds=rounds, sizes=sizes, tool=load, progress=report.advanced
+        )
+    about = describe() | {"load": tool, "seconds": seconds, "rounds": rounds, "num_ids": num_ids, "dim": dim}
+    show(json, {"machine": about, "rows": [row.to_json() for row in found]}, lambda: bench.as_table(found, about))
+    if not all(row.figures for row in found):
+        raise typer.Exit(1)

@@ -1,0 +1,144 @@
+"""One connection of the load generator: writes prepared requests, reads as little of the replies as it can."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Protocol
+
+MAX_HEAD = 1 << 16
+
+
+class Owner(Protocol):
+    """Whom a connection reports to."""
+
+    def made(self, connection: Connection) -> None:
+        """It is open."""
+
+    def lost(self, connection: Connection) -> None:
+        """It is gone."""
+
+    def ready(self, connection: Connection) -> None:
+        """It can take a request."""
+
+    def replied(self, due: int, sent: int, status: int, num_bytes: int, retry_after: bool) -> None:
+        """A whole reply is there."""
+
+    def failed(self, due: int, kind: str) -> None:
+        """The request that was due then gets no reply: timeout, closed, reset or protocol."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One request at a time; `due` is that of the request it waits for, None when it waits for none.
+
+    All connections of a load read into one buffer: bytes are looked at as soon as they are there, then forgotten.
+    """
+
+    def __init__(self, owner: Owner, buffer: bytearray) -> None:
+        self.owner, self.buffer, self.view = owner, buffer, memoryview(buffer)
+        self.transport: Any = None
+        self.due: int | None = None
+        self.sent = 0
+        self.head = b""
+        self.left = self.size = self.status = 0
+        self.last = self.retry_after = False
+
+    def send(self, due: int, request: bytes) -> None:
+        """Ask; the connection must be idle."""
+        self.due, self.sent = due, time.perf_counter_ns()
+        self.transport.write(request)
+
+    def usable(self) -> bool:
+        """Whether it is open and idle."""
+        return self.due is None and self.transport is not None and not self.transport.is_closing()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.owner.made(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        return self.view
+
+    def buffer_updated(self, num: int) -> None:
+        if self.left:
+            self.left -= num
+        elif not self._read_head(num):
+            return
+        if self.left > 0:
+            return
+        if self.left < 0:
+            self.fail("protocol")  # more than it said
+            return
+        due, self.due = self.due, None
+        assert due is not None
+        self.owner.replied(due, self.sent, self.status, self.size, self.retry_after)
+        if self.last:
+            self.close()
+        else:
+            self.owner.ready(self)
+
+    def _read_head(self, num: int) -> bool:
+        """Whether the head is whole; then `left` is what is still to come of the body."""
+        if self.head or self.due is None:
+            if self.due is None:
+                self.fail("protocol")  # nothing was asked
+                return False
+            self.head += self.buffer[:num]
+            end = self.head.find(b"\r\n\r\n")
+            head, num = self.head, len(self.head)
+        else:
+            end = self.buffer.find(b"\r\n\r\n", 0, num)
+            head = bytes(self.view[: num if end < 0 else end])
+        if end < 0:
+            self.head = head
+            if len(head) > MAX_HEAD:
+                self.fail("protocol")
+            return False
+        self.head = b""
+        lines = head[:end].lower()
+        length = _value(lines, b"\r\ncontent-length:")
+        status = lines[9:12]
+        if not (lines.startswith(b"http/1.") and status.isdigit()):
+            self.fail("protocol")
+            return False
+        self.status = int(status)
+        if not length.isdigit():
+            if self.status not in (204, 304):
+                self.fail("protocol")  # a length is all that this reader understands
+                return False
+            length = b"0"
+        self.last = _value(lines, b"\r\nconnection:") == b"close" or lines[7:8] == b"0"
+        self.retry_after = b"\r\nretry-after:" in lines
+        self.left = int(length) - (num - end - 4)
+        self.size = int(length) + end + 4
+        return True
+
+    def eof_received(self) -> None:
+        """The transport closes; `connection_lost` counts what that means."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.due is not None:
+            due, self.due = self.due, None
+            self.owner.failed(due, "reset" if isinstance(error, OSError) else "closed")
+        self.owner.lost(self)
+
+    def fail(self, kind: str) -> None:
+        """Give the request up, and the connection with it."""
+        if self.due is not None:
+            due, self.due = self.due, None
+            self.owner.failed(due, kind)
+        self.close()
+
+    def close(self) -> None:
+        """Close without waiting for anything."""
+        self.transport.abort()
+
+
+def _value(lines: bytes, name: bytes) -> bytes:
+    """The value of a header, empty without it; `name` begins with the end of the line before."""
+    at = lines.find(name)
+    if at < 0:
+        return b""
+    at += len(name)
+    end = lines.find(b"\r\n", at)
+    return lines[at : end if end >= 0 else len(lines)].strip()
