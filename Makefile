@@ -26,15 +26,15 @@ $(VENV)/.complete: pyproject.toml constraints.txt clients/python/pyproject.toml
 	@echo "setup: installing embstore and everything else"
 	@$(PIP) --editable '.[dev]' --editable clients/python
 	@echo "setup: compiling kernels"
-	@$(BIN)/python -c 'import embstore.kernels.numba_ids, embstore.kernels.numba_pooling'
+	@$(BIN)/python -c 'import embstore.kernels.numba_ids, embstore.kernels.numba_pooling, embstore.kernels.numba_hot, embstore.wire; embstore.wire.warm()'
 	@touch $@
 
 run: setup
 	@$(BIN)/embstore demo --folder demo --no-serve
-	@$(BIN)/embstore serve --store demo/store --redis embedded --cache on
+	@$(BIN)/embstore serve --store demo/store --redis embedded
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -48,6 +48,6 @@ format: setup
 
 bench: setup
 	$(BIN)/embstore bench kernels
-	$(BIN)/python tests/bench/serve.py
+	$(BIN)/embstore bench serve
 	$(BIN)/python tests/bench/startup.py
 	$(BIN)/python -m embstore.train.bench --config configs/globo.toml

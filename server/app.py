@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -12,52 +15,164 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from embstore import __version__
-from embstore.errors import ConfigError, EmbstoreError
+from embstore import __version__, wire
+from embstore.device import problem as device_problem
+from embstore.errors import ConfigError, EmbstoreError, NotReady
+from embstore.parallel import num_cores
 from embstore.publish import open_store
-from embstore.store import LATEST
-from embstore.table import Table, check_golden
-from server.cache import RowCache, start_embedded
-from server.hotpath import HotPath
+from embstore.table import Table
+from server.admin import admin_router
+from server.admission import Gate
+from server.asgi import App
+from server.auth import Keys
+from server.batcher import Joiner
+from server.buffers import Buffers
+from server.cached import CachedTable
+from server.health import Health
+from server.inference import Inference
 from server.lookup import LookupService
 from server.metrics import Metrics
 from server.openapi import with_lookups
 from server.preread import Preread
-from server.problems import MEDIA_TYPE, problem, problem_of
+from server.problems import MEDIA_TYPE, STATUS, problem
+from server.redis_tier import RedisTier, start_embedded
 from server.settings import EMBEDDED, Settings
+from server.street import Limits, Street
 from server.tables import Registry
+from server.v2 import unsupported, v2_router
 
 log = structlog.get_logger()
+SWEEP_SECONDS = 1.0
 
 
-def create_app(settings: Settings, preread: Preread | None = None) -> HotPath:
-    """The server as one ASGI app: lookups in front, FastAPI behind, tables watched from start-up to shutdown."""
-    metrics = Metrics()
-    tables = Registry(
-        open_store(settings.store),
-        metrics,
-        device=_device(settings.device),
-        keep_versions=settings.keep_versions,
-        poll_seconds=settings.poll_seconds,
-        preread=preread,
-    )
-    metrics.watch(tables)
-    service = LookupService(inline_ids=settings.inline_ids)
-    api = _api(settings, tables, service, metrics)
-    app = HotPath(
-        api,
-        tables,
-        service,
-        metrics,
-        max_ids=settings.max_ids,
-        max_body_bytes=settings.max_body_bytes,
-        max_reply_bytes=settings.max_reply_bytes,
-    )
-    api.state.draining = lambda: app.draining
-    return app
+def create_app(
+    settings: Settings, preread: Preread | None = None, metrics: Metrics | None = None, control: Path | None = None
+) -> App:
+    """The server as one ASGI app: lookups in front, FastAPI behind, tables watched from start-up to shutdown.
+
+    metrics: where to count, if several processes count together; control: a folder that these share.
+    """
+    return _Parts(settings, preread, metrics or Metrics(), control).app
 
 
-def _device(asked: str) -> str:
+class _Parts:
+    """Everything one process serves with, from settings to the app."""
+
+    def __init__(self, settings: Settings, preread: Preread | None, metrics: Metrics, control: Path | None) -> None:
+        self.settings, self.metrics = settings, metrics
+        device = device_of(settings.device)
+        threads = settings.threads or max(1, num_cores() // settings.workers)
+        self.joiner: Joiner | None = None
+        if settings.join == "on" or device != "cpu":
+            self.joiner = Joiner(wait_s=settings.join_wait_us / 1e6, lookups=metrics.lookups)
+        self.service = LookupService(
+            inline_ids=settings.inline_ids, num_threads=max(2, threads), joiner=self.joiner, join=settings.join
+        )
+        self.redis: RedisTier | None = None
+        self.tables = Registry(
+            open_store(settings.store),
+            metrics,
+            device=device,
+            keep_versions=settings.keep_versions,
+            poll_seconds=settings.poll_seconds,
+            preread=preread,
+            num_threads=threads,
+            prepare=self.prepare,
+            forget=self.service.forget,
+            control=control,
+        )
+        metrics.watch(self.tables)
+        self.health = Health(self.tables, lambda: (self.joiner and self.joiner.problem) or device_problem())
+        keys = Keys.read(settings.api_keys_file, settings.admin_keys_file, host=settings.host)
+        limits = Limits(
+            max_ids=settings.max_ids,
+            max_body_bytes=settings.max_body_bytes,
+            max_reply_bytes=settings.max_reply_bytes,
+            max_connections=settings.max_connections,
+            request_seconds=settings.request_seconds,
+            keepalive_seconds=settings.keepalive_seconds,
+            shutdown_seconds=settings.shutdown_seconds,
+        )
+        gate = Gate(
+            metrics.lookups,
+            max_queue=settings.max_queue,
+            max_concurrency=settings.max_concurrency,
+            max_waiting_bytes=settings.max_waiting_bytes,
+        )
+        buffers = Buffers()
+        inference = Inference(
+            self.service, metrics.lookups, buffers, max_ids=limits.max_ids, max_reply_bytes=limits.max_reply_bytes
+        )
+        street = Street(self.tables, self.service, metrics.lookups, self.health, keys, buffers, limits, inference)
+        api = FastAPI(
+            title="embstore",
+            version=__version__,
+            summary="Embedding tables in a fraction of the space.",
+            lifespan=self.lifespan,
+            redirect_slashes=False,
+        )
+        api.state.keys = keys
+        self.app = App(api, street, gate, buffers, metrics.lookups, limits)
+        _add_api(api, self.tables, self.service, metrics)
+
+    def prepare(self, table: Table, before: Table | None) -> None:
+        """Make a version ready for its first request, in the thread that loads it."""
+        wire.warm()
+        self.service.learn(table)
+        mode = self.settings.cache
+        if mode != "off" and table.ids.num_ids:
+            cached = CachedTable(
+                table,
+                mode=mode,
+                tier_bytes=self.settings.cache_bytes,
+                redis=self.redis,
+                lookups=self.metrics.lookups,
+                elsewhere=self.service,
+            )
+            cached.warm(self.service.cached.get(before) if before is not None else None)
+            self.service.cached[table] = cached
+
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """From start-up to shutdown: Redis, the watcher, the health checks, the sweep of connections."""
+        settings = self.settings
+        embedded = start_embedded() if settings.redis == EMBEDDED else None
+        url = embedded.connection_url if embedded else settings.redis
+        if url is not None and settings.cache != "off":
+            self.redis = RedisTier(
+                url,
+                self.metrics.lookups,
+                timeout_s=settings.redis_timeout_ms / 1000,
+                ttl_seconds=settings.cache_ttl_seconds,
+            )
+            await self.redis.start()
+        self.tables.start()
+        self.health.start()
+        sweeping = asyncio.create_task(self._sweep())
+        yield
+        sweeping.cancel()
+        self.health.stop()
+        self.tables.stop()
+        self.service.close()
+        if self.redis is not None:
+            await self.redis.close()
+        if embedded is not None:
+            embedded.stop()
+
+    async def _sweep(self) -> None:
+        """Look at every connection once a second."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = time.monotonic()
+            for connection in list(self.app.connections):
+                try:
+                    connection.sweep(now)
+                except Exception:  # one connection's trouble is not the others'
+                    log.exception("a connection could not be looked after")
+                    connection.transport.abort()
+
+
+def device_of(asked: str) -> str:
     """cpu or cuda; ConfigError when cuda was asked for and is not there."""
     import torch
 
@@ -66,23 +181,8 @@ def _device(asked: str) -> str:
     return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _api(settings: Settings, tables: Registry, service: LookupService, metrics: Metrics) -> FastAPI:
+def _add_api(api: FastAPI, tables: Registry, service: LookupService, metrics: Metrics) -> None:
     """Everything that is not a lookup."""
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tables.start()
-        async with _cache(settings, metrics) as service.cache:
-            yield
-        tables.stop()
-
-    api = FastAPI(
-        title="embstore",
-        version=__version__,
-        summary="Embedding tables in a fraction of the space.",
-        lifespan=lifespan,
-        redirect_slashes=False,
-    )
     plain_openapi = api.openapi
 
     def openapi() -> dict[str, Any]:
@@ -92,39 +192,22 @@ def _api(settings: Settings, tables: Registry, service: LookupService, metrics: 
 
     api.openapi = openapi  # type: ignore[method-assign]
     _add_errors(api)
-    _add_tables(api, tables)
-    _add_probes(api, tables)
+    _add_tables(api, tables, service)
 
     @api.get("/metrics", tags=["operations"], response_class=Response)
     def show_metrics() -> Response:
         """Prometheus metrics."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    return api
+    api.include_router(admin_router(tables))
+    api.include_router(v2_router(tables))
 
 
-@asynccontextmanager
-async def _cache(settings: Settings, metrics: Metrics) -> AsyncIterator[RowCache | None]:
-    """The Redis tier, if it is switched on; an embedded Valkey runs as long as the server does."""
-    embedded = start_embedded() if settings.redis == EMBEDDED else None
-    url = embedded.connection_url if embedded else settings.redis
-    cache = None
-    if settings.cache == "on" and url is not None:
-        timeout_s = settings.redis_timeout_ms / 1000
-        cache = RowCache(url, metrics.lookups, timeout_s=timeout_s, ttl_seconds=settings.cache_ttl_seconds)
-    try:
-        yield cache
-    finally:
-        if cache is not None:
-            await cache.close()
-        if embedded is not None:
-            embedded.stop()
-
-
-def _add_tables(api: FastAPI, tables: Registry) -> None:
+def _add_tables(api: FastAPI, tables: Registry, service: LookupService) -> None:
     @api.get("/v1/tables", tags=["tables"])
     def list_tables() -> Response:
         """Every table now served, with what serves it."""
+        _check_started(tables)
         snapshot = tables.snapshot
         return _json(
             {
@@ -137,72 +220,61 @@ def _add_tables(api: FastAPI, tables: Registry) -> None:
     @api.get("/v1/tables/{table}", tags=["tables"])
     def show_table(table: str) -> Response:
         """One table: scheme, sizes, labels, and the state of each version known here."""
+        _check_started(tables)
         snapshot = tables.snapshot
         served = snapshot.table(table)
         labels = {label: t.version for (name, label), t in snapshot.labels.items() if name == table}
         about = _describe(served, snapshot.release_of.get((table, served.version)))
-        return _json(about | {"labels": labels, "versions": _versions(tables, table)})
+        cached = service.cached.get(served)
+        cache = cached.describe() if cached else {"mode": "off"}
+        return _json(about | {"labels": labels, "cache": cache, "versions": _versions(tables, table)})
 
     @api.get("/v1/tables/{table}/versions", tags=["tables"])
     def list_versions(table: str) -> Response:
         """State of each version of a table, and why it failed where it did."""
+        _check_started(tables)
         versions = _versions(tables, table)
         if not versions:
             tables.snapshot.table(table)  # says which tables there are
         return _json({"table": table, "versions": versions})
 
 
-def _add_probes(api: FastAPI, tables: Registry) -> None:
-    @api.get("/livez", tags=["operations"])
-    async def livez() -> Response:
-        """The process runs and answers."""
-        return _json({"status": "ok"})
-
-    @api.get("/startupz", tags=["operations"])
-    async def startupz() -> Response:
-        """The store was looked at for the first time."""
-        return _health([] if tables.started else ["tables are still being loaded"])
-
-    @api.get("/readyz", tags=["operations"])
-    def readyz() -> Response:
-        """Traffic is welcome: every table served has just answered a real lookup with the right vectors."""
-        reasons = ["shutting down"] if api.state.draining() else []
-        if not tables.started:
-            reasons.append("tables are still being loaded")
-        elif not tables.snapshot.latest:
-            reasons.append(tables.problem or f"no table with a label {LATEST!r} could be loaded from the store")
-        for table in tables.snapshot.latest.values():
-            try:
-                check_golden(table)
-            except EmbstoreError as error:
-                reasons.append(str(error))
-        snapshot = tables.snapshot
-        return _health(reasons, {n: t.version for n, t in snapshot.latest.items()}, sorted(snapshot.unserved))
+def _check_started(tables: Registry) -> None:
+    """NotReady before the first look at the store: what is not there yet is not unknown."""
+    if not tables.started:
+        raise NotReady("tables are still being loaded")
 
 
 def _add_errors(api: FastAPI) -> None:
     """The same problem bodies as the lookup calls have."""
 
-    def reply(answer: tuple[int, bytes]) -> Response:
-        status, body = answer
+    def reply(request: Request, code: str, detail: str, facts: dict[str, str | int] | None = None) -> Response:
+        on_v2 = request.url.path.startswith("/v2")
+        status, body = problem(code, detail, request.scope["request_id"], facts, on_v2=on_v2)
         return Response(body, status, media_type=MEDIA_TYPE.decode())
 
     @api.exception_handler(EmbstoreError)
     def ours(request: Request, error: EmbstoreError) -> Response:
-        return reply(problem_of(error, request.scope["request_id"]))
+        if error.code not in STATUS:
+            return unexpected(request, error)
+        return reply(request, error.code, str(error), error.facts)
 
     @api.exception_handler(HTTPException)
     def theirs(request: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "malformed_request")
-        detail = f"{request.method} {request.url.path} is not a call of this server; see /docs"
-        answer = reply(problem(code, detail, request.scope["request_id"]))
+        path = request.url.path
+        if code == "not_found" and path.startswith("/v2"):
+            detail = unsupported(path)
+        else:
+            detail = f"{request.method} {path} is not a call of this server; see /docs"
+        answer = reply(request, code, detail)
         answer.headers.update(error.headers or {})
         return answer
 
     @api.exception_handler(Exception)
     def unexpected(request: Request, error: Exception) -> Response:
         log.error("request failed", path=request.url.path, exc_info=error)
-        return reply(problem("internal", "the server failed to answer this request", request.scope["request_id"]))
+        return reply(request, "internal", "the server failed to answer this request")
 
 
 def _describe(table: Table, release: str | None) -> dict[str, Any]:
@@ -239,13 +311,6 @@ def _versions(tables: Registry, name: str) -> list[dict[str, Any]]:
         for (table, version), status in sorted(known.items())
         if table == name
     ]
-
-
-def _health(reasons: list[str], tables: dict[str, int] | None = None, unserved: list[str] | None = None) -> Response:
-    """200 or 503 and why; `unserved` are tables that have a label but no version that can be served."""
-    status = "not ready" if reasons else "ok"
-    body = {"status": status, "reasons": reasons, "tables": tables or {}, "unserved": unserved or []}
-    return _json(body, 503 if reasons else 200)
 
 
 def _json(value: Any, status: int = 200) -> Response:

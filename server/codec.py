@@ -5,13 +5,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
+from urllib.parse import parse_qsl
 
 import msgspec
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from embstore import wire
 from embstore.errors import BadRequest, ConfigError, DataError, TooManyIds, Unprocessable, UnsupportedMediaType
 from embstore.ids import Keys
 from embstore.pooling import Bags
@@ -20,7 +23,8 @@ from server.problems import clip
 
 OCTET_STREAM = "application/octet-stream"
 JSON = "application/json"
-DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+DTYPES = ("float32", "float16", "bfloat16", "int8")
+JSON_DTYPES = ("float32", "float16", "bfloat16")
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -126,21 +130,78 @@ def check_count(num_ids: int, max_ids: int, what: str = "ids") -> None:
         raise TooManyIds(f"{num_ids:,} {what} in one request; the limit is {max_ids:,}", limit=max_ids)
 
 
+def check_json_dtype(dtype: str) -> None:
+    """Unprocessable when a type has no place in JSON."""
+    if dtype not in JSON_DTYPES:
+        raise Unprocessable(f"{dtype} rows are bytes: ask for them with `Accept: {OCTET_STREAM}`")
+
+
 def encode_rows(vectors_BD: NDArray[np.float32], dtype: str) -> memoryview | bytes:
-    """Row-major little-endian rows; float32 without a copy."""
-    rows = to_dtype(vectors_BD, dtype)
-    return rows.data.cast("B") if rows.size else b""
+    """Row-major little-endian rows; float32 without a copy. Unprocessable when a number does not fit the type."""
+    if dtype == "float32":
+        return vectors_BD.data.cast("B") if vectors_BD.size else b""
+    try:
+        return wire.encode_rows(vectors_BD, dtype)
+    except DataError as error:
+        raise Unprocessable(str(error)) from error
 
 
-def to_dtype(vectors_BD: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """Vectors in another type; Unprocessable when a number does not fit it."""
+def json_vectors(vectors_BD: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """Vectors rounded to a type, as numbers that JSON can hold."""
     if dtype == "float32":
         return vectors_BD
-    with np.errstate(over="ignore"):
-        converted: NDArray[Any] = vectors_BD.astype(DTYPES[dtype])
-    if not np.isfinite(converted).all():
-        raise Unprocessable(f"a vector does not fit {dtype}; ask for float32")
-    return converted
+    rows = encode_rows(vectors_BD, dtype)
+    if dtype == "float16":
+        return np.frombuffer(rows, "<f2").reshape(vectors_BD.shape)
+    return wire.decode_rows(rows, dtype, vectors_BD.shape[1])
+
+
+@lru_cache(1024)
+def decode_query(query: bytes) -> tuple[str, str]:
+    """on_missing and dtype of a query string."""
+    if not query:
+        return "zero", "float32"
+    try:
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, strict_parsing=True)
+    except ValueError as error:
+        raise BadRequest(f"query string: {error}") from error
+    options = dict(pairs)
+    unknown = sorted(set(options) - {"on_missing", "dtype"})
+    if unknown:
+        raise BadRequest(f"unknown query parameter {clip(unknown[0])}: there are on_missing and dtype")
+    if len(options) < len(pairs):
+        raise BadRequest("a query parameter is given twice")
+    on_missing, dtype = options.get("on_missing", "zero"), options.get("dtype", "float32")
+    check_options(LookupBody(ids=[], on_missing=on_missing, dtype=dtype))
+    return on_missing, dtype
+
+
+def refuse_query(query: bytes) -> None:
+    """BadRequest when options of a JSON call stand where nobody reads them."""
+    if query:
+        raise BadRequest("a JSON lookup takes on_missing and dtype in its body, not in the query string")
+
+
+def json_table(
+    name: str,
+    version: int,
+    dtype: str,
+    vectors_BD: NDArray[np.float32],
+    found_B: NDArray[np.bool_] | None,
+    num_ids: int,
+    wants_found: bool,
+) -> dict[str, Any]:
+    """A table's part of a JSON reply."""
+    out: dict[str, Any] = {
+        "table": name,
+        "version": version,
+        "embedding_dim": vectors_BD.shape[1],
+        "dtype": dtype,
+        "vectors": json_vectors(vectors_BD, dtype),
+    }
+    if found_B is not None or wants_found:
+        out["found"] = np.ones(num_ids, np.bool_) if found_B is None else found_B
+    return out
 
 
 def encode_found(found_B: NDArray[np.bool_]) -> bytes:

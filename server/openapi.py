@@ -1,221 +1,192 @@
-"""What the lookup calls take and give, for the OpenAPI document; they are answered before FastAPI sees them."""
+"""The OpenAPI document: FastAPI's own, with the calls that are answered before FastAPI sees them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from embstore.pooling import POOLINGS
-from embstore.table import ON_MISSING
-from server.codec import DTYPES
-from server.problems import STATUS
+from server.codec import OCTET_STREAM
+from server.openapi_schemas import DTYPE_NAME, ON_MISSING_NAME, POSITIVE, SCHEMAS, TEXT
+from server.request import MAX_TIMEOUT_MS
 
-_PROBLEM = {"$ref": "#/components/schemas/Problem"}
-_ID = {"anyOf": [{"type": "integer", "format": "int64"}, {"type": "string"}]}
-_ON_MISSING = {"type": "string", "enum": list(ON_MISSING), "default": "zero"}
-_DTYPE = {"type": "string", "enum": list(DTYPES), "default": "float32"}
+_JSON = "application/json"
+_PROBLEM = "application/problem+json"
+_FASTAPI_ONLY = ("HTTPValidationError", "ValidationError")
 
-SCHEMAS: dict[str, Any] = {
-    "Problem": {
-        "type": "object",
-        "description": "RFC 9457 problem details.",
-        "required": ["type", "title", "status", "detail", "instance", "code"],
-        "properties": {
-            "type": {"type": "string"},
-            "title": {"type": "string"},
-            "status": {"type": "integer"},
-            "detail": {"type": "string"},
-            "instance": {"type": "string", "description": "The request's id, as in X-Request-ID."},
-            "code": {"type": "string", "enum": sorted(STATUS)},
-            "table": {"type": "string"},
-            "version": {"type": "integer"},
-            "limit": {"type": "integer"},
-        },
-    },
-    "Lookup": {
-        "type": "object",
-        "required": ["ids"],
-        "additionalProperties": False,
-        "properties": {
-            "ids": {
-                "type": "array",
-                "items": _ID,
-                "description": "Integers or decimal strings; for a table with string ids, its strings.",
-            },
-            "on_missing": _ON_MISSING,
-            "dtype": _DTYPE,
-            "found": {"type": "boolean", "default": False, "description": "Return `found` even when all were."},
-            "offsets": {
-                "type": "array",
-                "items": {"type": "integer", "format": "int64", "minimum": 0},
-                "description": "Where in `ids` each bag starts: the first at 0, none less than the one before, "
-                "none past the end; the last bag ends with the ids. The reply has one vector a bag.",
-            },
-            "pooling": {
-                "type": "string",
-                "enum": list(POOLINGS),
-                "description": "How the vectors of a bag become one. An empty bag is zeros; an id that is not there is "
-                "left out under on_missing `zero`.",
-            },
-            "weights": {
-                "type": "array",
-                "items": {"type": "number", "format": "float"},
-                "description": "One for each id, for `sum`, and for `mean` (none below 0), which is then sum(w e) / "
-                "sum(w); `max` takes none.",
-            },
-        },
-        "dependentRequired": {"offsets": ["pooling"], "pooling": ["offsets"], "weights": ["offsets", "pooling"]},
-    },
-    "Vectors": {
-        "type": "object",
-        "required": ["table", "version", "embedding_dim", "dtype", "vectors"],
-        "properties": {
-            "table": {"type": "string"},
-            "version": {"type": "integer"},
-            "embedding_dim": {"type": "integer"},
-            "dtype": {"type": "string", "enum": list(DTYPES)},
-            "vectors": {
-                "type": "array",
-                "items": {"type": "array", "items": {"type": "number", "format": "float"}},
-                "description": "One for each id in their order, or for each bag.",
-            },
-            "found": {
-                "type": "array",
-                "items": {"type": "boolean"},
-                "description": "For each id whether the table has it; left out when it has all of them.",
-            },
-        },
-    },
-    "ManyLookup": {
-        "type": "object",
-        "required": ["tables"],
-        "additionalProperties": False,
-        "properties": {
-            "tables": {
-                "type": "object",
-                "minProperties": 1,
-                "additionalProperties": {"$ref": "#/components/schemas/Lookup"},
-            }
-        },
-    },
-    "ManyVectors": {
-        "type": "object",
-        "required": ["release", "tables"],
-        "properties": {
-            "release": {
-                "type": ["string", "null"],
-                "description": "The release that all tables are from; null when they were not published together.",
-            },
-            "tables": {"type": "object", "additionalProperties": {"$ref": "#/components/schemas/Vectors"}},
-        },
-    },
+ERRORS = {
+    400: "Malformed",
+    401: "An API key is needed",
+    403: "Not allowed here",
+    404: "No such table, version, label or release",
+    409: "In conflict with what is served",
+    413: "Too many ids or bytes",
+    415: "Unsupported media type or coding",
+    422: "An id out of range, or a value that is not allowed",
+    429: "Overloaded: no room for another request now",
+    503: "Not ready, or shutting down",
+    504: "The time of X-Request-Timeout-Ms was over",
 }
-
-_HEADERS = {
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+_REPLY_HEADERS = {
     "X-Embedding-Version": "Version that answered.",
     "X-Embedding-Shape": "Rows and columns: n,d; n is ids, or bags.",
     "X-Embedding-Dtype": "Type of the numbers.",
     "X-Embedding-Missing": "How many ids the table does not have.",
     "X-Embedding-Release": "Release the version belongs to, where it does.",
     "X-Request-ID": "The request's id, echoed or made.",
+    "Server-Timing": "Milliseconds of each stage, when `X-Timing: 1` asks for them.",
+}
+_SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "Needed where the server has keys."},
+    "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key in another place."},
 }
 
 
 def _parameter(name: str, where: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "in": where,
-        "required": where == "path",
-        "schema": schema,
-        "description": description,
-    }
+    return {"name": name, "in": where, "required": where == "path", "schema": schema, "description": description}
 
 
-_TABLE = _parameter("table", "path", {"type": "string"}, "Name of the table.")
-_VERSION = _parameter("version", "path", {"type": "integer", "minimum": 1}, "A loaded version.")
-_LABEL = _parameter("label", "path", {"type": "string"}, "A label of the table.")
-_RELEASE = _parameter("release", "path", {"type": "string"}, "A loaded release.")
+_TABLE = _parameter("table", "path", TEXT, "Name of the table.")
+_VERSION = _parameter("version", "path", POSITIVE, "A loaded version.")
+_LABEL = _parameter("label", "path", TEXT, "A label of the table.")
+_RELEASE = _parameter("release", "path", TEXT, "A loaded release.")
+_MODEL = _parameter("model", "path", TEXT, "Name of a table; `embstore` for many tables at once.")
 _OPTIONS = [
-    _parameter("on_missing", "query", _ON_MISSING, "What ids get that are not there (octet-stream bodies)."),
-    _parameter("dtype", "query", _DTYPE, "Type of the rows (octet-stream bodies)."),
+    _parameter("on_missing", "query", ON_MISSING_NAME, "What ids get that are not there (octet-stream bodies)."),
+    _parameter("dtype", "query", DTYPE_NAME, "Type of the rows (octet-stream bodies)."),
 ]
+_REQUEST_HEADERS = [
+    _parameter("X-Request-ID", "header", TEXT, "Up to 128 printable ASCII characters; comes back in the reply."),
+    _parameter(
+        "X-Request-Timeout-Ms",
+        "header",
+        {"type": "integer", "minimum": 0, "maximum": MAX_TIMEOUT_MS},
+        "How long the caller waits; work that would come later is dropped (504).",
+    ),
+]
+_TIMING = _parameter("X-Timing", "header", TEXT, "`1` asks for Server-Timing in the reply.")
+_JSON_LENGTH = _parameter(
+    "Inference-Header-Content-Length",
+    "header",
+    {"type": "integer", "minimum": 0},
+    "Bytes of JSON at the start of an octet-stream body; 0 for a body of int64 ids alone.",
+)
 
 
-def _errors(*statuses: int) -> dict[str, Any]:
-    names = {400: "Malformed", 404: "Not found", 413: "Too large", 415: "Unsupported media type"}
-    names |= {422: "Id out of range, or a value that is not allowed", 503: "Not ready"}
+def _ref(name: str) -> dict[str, Any]:
+    return {"schema": {"$ref": f"#/components/schemas/{name}"}}
+
+
+def _bytes(description: str) -> dict[str, Any]:
+    return {"schema": {"type": "string", "format": "binary", "description": description}}
+
+
+def _problem(status: int, schema: str = "Problem") -> dict[str, Any]:
+    """The reply that tells of an error."""
+    reply: dict[str, Any] = {"description": ERRORS[status], "content": {_PROBLEM: _ref(schema)}}
+    return reply | {"headers": _RETRY_AFTER} if status in (429, 503) else reply
+
+
+def _errors(*without: int, schema: str = "Problem") -> dict[str, Any]:
+    return {str(status): _problem(status, schema) for status in ERRORS if status not in without}
+
+
+def _headers(*names: str) -> dict[str, Any]:
+    return {name: {"description": _REPLY_HEADERS[name], "schema": TEXT} for name in names}
+
+
+def _call(
+    operation: str,
+    summary: str,
+    tag: str,
+    parameters: list[dict[str, Any]],
+    request: dict[str, Any],
+    replies: dict[str, Any],
+) -> dict[str, Any]:
+    """One POST of the request street."""
     return {
-        str(status): {"description": names[status], "content": {"application/problem+json": {"schema": _PROBLEM}}}
-        for status in statuses
+        "operationId": operation,
+        "tags": [tag],
+        "summary": summary,
+        "security": [{}, *({name: []} for name in _SECURITY)],
+        "parameters": [*parameters, *_REQUEST_HEADERS],
+        "requestBody": {"required": True, "content": request},
+        "responses": replies,
     }
 
 
 def _lookup_one(operation: str, *path: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "operationId": operation,
-        "tags": ["lookup"],
-        "summary": "Vectors of ids of one table",
-        "parameters": [_TABLE, *path, *_OPTIONS],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {"$ref": "#/components/schemas/Lookup"},
-                    "examples": {
-                        "vectors": {"value": {"ids": [3, 7], "on_missing": "zero"}},
-                        "bags": {
-                            "summary": "Two bags: ids 3, 7, 7 and id 9",
-                            "value": {"ids": [3, 7, 7, 9], "offsets": [0, 3], "pooling": "mean"},
-                        },
-                    },
-                },
-                "application/octet-stream": {
-                    "schema": {"type": "string", "format": "binary", "description": "Little-endian int64 ids."}
-                },
-            },
-        },
-        "responses": {
-            "200": {
-                "description": "One row per id, in the order of the ids, or one per bag where there are `offsets`. "
-                "A JSON request is answered in JSON, or with "
-                "the binary rows when it says `Accept: application/octet-stream`.",
-                "headers": {
-                    name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
-                },
-                "content": {
-                    "application/json": {"schema": {"$ref": "#/components/schemas/Vectors"}},
-                    "application/octet-stream": {
-                        "schema": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": "Row-major little-endian rows; where ids were missing, found bits follow, "
-                            "one for each id (bit i of byte i // 8, least significant first).",
-                        }
-                    },
-                },
-            },
-            **_errors(400, 404, 413, 415, 422, 503),
+    examples = {
+        "vectors": {"value": {"ids": [3, 7], "on_missing": "zero"}},
+        "bags": {
+            "summary": "Two bags: ids 3, 7, 7 and id 9",
+            "value": {"ids": [3, 7, 7, 9], "offsets": [0, 3], "pooling": "mean"},
         },
     }
+    rows = (
+        "Row-major little-endian rows of `dtype`; int8 rows are codes, then a float32 scale and a float32 bias. Where "
+        "ids were missing, found bits follow the rows, one for each id (bit i of byte i // 8, least significant first)."
+    )
+    return _call(
+        operation,
+        "Vectors of ids of one table",
+        "lookup",
+        [_TABLE, *path, *_OPTIONS, _TIMING],
+        {_JSON: _ref("Lookup") | {"examples": examples}, OCTET_STREAM: _bytes("Little-endian int64 ids.")},
+        {
+            "200": {
+                "description": "One row per id, in the order of the ids, or one per bag where there are `offsets`. "
+                "JSON is answered in JSON, or with binary rows when it says `Accept: application/octet-stream`.",
+                "headers": _headers(*_REPLY_HEADERS),
+                "content": {_JSON: _ref("Vectors"), OCTET_STREAM: _bytes(rows)},
+            },
+            **_errors(409),
+        },
+    )
 
 
 def _lookup_many(operation: str, *path: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "operationId": operation,
-        "tags": ["lookup"],
-        "summary": "Vectors of ids of many tables, all from one release",
-        "parameters": list(path),
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ManyLookup"}}},
-        },
-        "responses": {
+    return _call(
+        operation,
+        "Vectors of ids of many tables, all from one release",
+        "lookup",
+        list(path),
+        {_JSON: _ref("ManyLookup")},
+        {
             "200": {
                 "description": "One entry per table.",
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ManyVectors"}}},
+                "headers": _headers("X-Embedding-Release", "X-Request-ID"),
+                "content": {_JSON: _ref("ManyVectors")},
             },
-            **_errors(400, 404, 413, 415, 422, 503),
+            **_errors(409),
         },
-    }
+    )
+
+
+def _infer(operation: str, *path: dict[str, Any]) -> dict[str, Any]:
+    example = {"inputs": [{"name": "ids", "shape": [2], "datatype": "INT64", "data": [3, 7]}]}
+    tensors = "A JSON object, then the bytes of the binary tensors in its order."
+    return _call(
+        operation,
+        "Vectors by the Open Inference Protocol",
+        "open inference",
+        [_MODEL, *path, _JSON_LENGTH],
+        {_JSON: _ref("InferRequest") | {"example": example}, OCTET_STREAM: _bytes(tensors)},
+        {
+            "200": {
+                "description": "The outputs asked for, as JSON or as binary tensors.",
+                "headers": _headers("X-Request-ID"),
+                "content": {_JSON: _ref("InferReply"), OCTET_STREAM: _bytes(tensors)},
+            },
+            **_errors(409, schema="InferProblem"),
+        },
+    )
+
+
+def _probe(operation: str, summary: str) -> dict[str, Any]:
+    replies: dict[str, Any] = {"200": {"description": "Yes.", "content": {_JSON: _ref("Health")}}}
+    if operation != "livez":
+        replies["503"] = {"description": "No, and why.", "content": {_JSON: _ref("Health")}}
+    return {"get": {"operationId": operation, "tags": ["operations"], "summary": summary, "responses": replies}}
 
 
 PATHS: dict[str, Any] = {
@@ -224,11 +195,40 @@ PATHS: dict[str, Any] = {
     "/v1/tables/{table}/labels/{label}/lookup": {"post": _lookup_one("lookup_label", _LABEL)},
     "/v1/lookup": {"post": _lookup_many("lookup_many")},
     "/v1/releases/{release}/lookup": {"post": _lookup_many("lookup_release", _RELEASE)},
+    "/v2/models/{model}/infer": {"post": _infer("infer")},
+    "/v2/models/{model}/versions/{version}/infer": {"post": _infer("infer_version", _VERSION)},
+    "/livez": _probe("livez", "The process runs and answers."),
+    "/startupz": _probe("startupz", "The store was looked at for the first time."),
+    "/readyz": _probe("readyz", "Traffic is welcome: every table has just answered a lookup with the right vectors."),
 }
+REPLIES = {"/v1/tables": "Tables", "/v1/tables/{table}": "TableInFull", "/v1/tables/{table}/versions": "Versions"}
+"""What FastAPI's calls of ours answer, by path."""
 
 
 def with_lookups(document: dict[str, Any]) -> dict[str, Any]:
-    """FastAPI's document with the lookup calls in it."""
+    """FastAPI's document with the calls of the request street in it, and every error in its one shape."""
+    for path, calls in document["paths"].items():
+        for call in calls.values():
+            _settle(path, call["responses"])
     document["paths"] = PATHS | document["paths"]
-    document.setdefault("components", {}).setdefault("schemas", {}).update(SCHEMAS)
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for name in _FASTAPI_ONLY:
+        schemas.pop(name, None)
+    schemas.update(SCHEMAS)
+    components.setdefault("securitySchemes", {}).update(_SECURITY)
     return document
+
+
+def _settle(path: str, replies: dict[str, Any]) -> None:
+    """Describe what a call of FastAPI's really answers: its body, and problems where FastAPI would say 422."""
+    if path in REPLIES:
+        replies["200"]["content"] = {_JSON: _ref(REPLIES[path])}
+    elif path == "/metrics":
+        replies["200"]["content"] = {"text/plain": {"schema": TEXT}}
+    if any(name in str(replies.get("422")) for name in _FASTAPI_ONLY):
+        replies.pop("422")
+    if "{" in path:
+        schema = "InferProblem" if path.startswith("/v2/") else "Problem"
+        for status in (400, 404):
+            replies.setdefault(str(status), _problem(status, schema))

@@ -8,34 +8,63 @@ from __future__ import annotations
 
 import gc
 import logging
+import pkgutil
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import structlog
 
-from embstore.errors import EmbstoreError
+from embstore.errors import ConfigError, EmbstoreError
 from server.preread import Preread
-from server.settings import Settings
+from server.settings import EMBEDDED, Settings
+
+if TYPE_CHECKING:
+    from server.workers import Member
 
 log = structlog.get_logger()
+SWITCH_SECONDS = 2e-4
+"""How long a thread that looks at the store may keep the event loop waiting; Python's own default is 5 ms."""
+STOP_SECONDS = 10.0
+"""What a worker may take to end beside draining and shutting down, before it is killed."""
 
 
 def serve(settings: Settings) -> int:
     """Serve until a signal; returns the exit code. EmbstoreError when the address cannot be listened on."""
     configure_logging(settings.log_level)
-    log.info("starting", store=str(settings.store))
+    log.info("starting", store=str(settings.store), workers=settings.workers)
     listener = bind(settings.host, settings.port)
-    preread = Preread(settings.store)
+    if settings.workers == 1:
+        code = run_server(settings, listener, Preread(settings.store))
+    else:
+        code = run_workers(settings, listener)
+    if code == 0:
+        log.info("stopped")
+    return code
+
+
+def run_server(
+    settings: Settings,
+    listener: socket.socket,
+    preread: Preread,
+    member: Member | None = None,
+    control: Path | None = None,
+) -> int:
+    """Answer requests until a signal, alone or as one of several workers; returns the exit code."""
     import uvicorn
-    from prometheus_client import disable_created_metrics
 
     from server.app import create_app
     from server.drain import DrainingServer
     from server.protocol import LookupProtocol
 
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # a start time beside every counter says nothing
+    app = create_app(settings, preread, member.metrics if member else None, control)
     config = uvicorn.Config(
-        create_app(settings, preread),
+        app,
         loop="uvloop",
         http=LookupProtocol,
         ws="none",
@@ -48,14 +77,71 @@ def serve(settings: Settings) -> int:
         timeout_keep_alive=settings.keepalive_seconds,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
+    server = DrainingServer(
+        config,
+        drain_seconds=settings.drain_seconds,
+        member=member,
+        loaded=lambda: app.street.tables.started,
+    )
     gc.collect()
     gc.freeze()
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        DrainingServer(config, drain_seconds=settings.drain_seconds).run(sockets=[listener])
-    except SystemExit:  # start-up failed, and uvicorn has logged why
-        return 1
-    log.info("stopped")
+        server.run(sockets=[listener])
+    except SystemExit as error:  # start-up failed, and uvicorn has logged why; or a signal came before it was over
+        return 1 if error.code else 0
     return 0
+
+
+def run_workers(settings: Settings, listener: socket.socket) -> int:
+    """Keep several processes answering until a signal; returns the exit code."""
+    from server.workers import Supervisor
+
+    if settings.device == "cuda":
+        raise ConfigError(
+            f"workers is {settings.workers} and device is cuda: one process owns the GPU, set workers = 1"
+        )
+    settings = settings.model_copy(update={"device": "cpu"})
+
+    _import_everything()
+    gc.collect()
+    gc.freeze()
+    stop_seconds = settings.drain_seconds + settings.shutdown_seconds + STOP_SECONDS
+    with _shared_redis(settings) as shared, TemporaryDirectory(prefix="embstore-") as control:
+
+        def work(member: Member) -> int:
+            configure_logging(shared.log_level, worker=member.number)
+            return run_server(shared, listener, Preread(shared.store), member, Path(control))
+
+        return Supervisor(work, listener, settings.workers, stop_seconds=stop_seconds).run()
+
+
+@contextmanager
+def _shared_redis(settings: Settings) -> Iterator[Settings]:
+    """Settings for the workers: an embedded Valkey is started here, once, and they get its address."""
+    if settings.redis != EMBEDDED:
+        yield settings
+        return
+    from server.redis_tier import start_embedded
+
+    valkey = start_embedded()
+    try:
+        yield settings.model_copy(update={"redis": valkey.connection_url})
+    finally:
+        valkey.stop()
+
+
+def _import_everything() -> None:
+    """Whatever a worker would import, compiled loops included: once, and in memory that all of them share."""
+    import embstore.kernels
+    import embstore.schemes
+
+    for package, prefix in ((embstore.schemes, ""), (embstore.kernels, "numba_")):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            if module.name.rpartition(".")[2].startswith(prefix):
+                import_module(module.name)
+    for name in ("server.app", "server.drain", "server.protocol", "uvicorn.lifespan.on", "uvloop"):
+        import_module(name)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -71,18 +157,19 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def configure_logging(level: str) -> None:
-    """One line per event on stderr: JSON for machines, aligned text on a terminal."""
+def configure_logging(level: str, **always: object) -> None:
+    """One line per event on stderr: JSON for machines, aligned text on a terminal; with what is `always` the same."""
     renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
+            lambda _, __, event: {**always, **event},
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line in one write: processes share the file
     )
     logging.basicConfig(handlers=[_ToStructlog()], level=logging.WARNING, force=True)
 

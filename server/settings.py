@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -29,14 +30,22 @@ class Settings(BaseSettings):
     store: Path = Field(default=Path("store"), description="Folder of the store that is served.")
     host: str = Field(default="127.0.0.1", description="Address to listen on; loopback unless you say otherwise.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 lets the system choose.")
+    workers: int = Field(
+        default=1, ge=1, le=256, description="Processes that serve; they share the port and the tables' memory."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where tables live; auto is cuda where there is a device, else cpu."
+        default="auto", description="Where tables live; auto is cuda where there is a device and one worker, else cpu."
     )
     redis: str | None = Field(
         default=None, description="URL of a Redis or Valkey, or `embedded` to start a private one beside the server."
     )
-    cache: Literal["off", "on"] = Field(
-        default="off", description="Ask Redis for rows before computing them; pays for expensive schemes only."
+    cache: Literal["off", "on", "auto"] = Field(
+        default="auto",
+        description="Keep rows of hot ids ready, in this process and in Redis where there is one; auto measures "
+        "for each table whether that is faster than computing them.",
+    )
+    cache_bytes: int = Field(
+        default=256 << 20, ge=1 << 16, description="Most bytes of rows kept ready for one table in this process."
     )
     redis_timeout_ms: int = Field(default=5, ge=1, le=1000, description="Most time one Redis operation may take.")
     cache_ttl_seconds: int = Field(default=3600, ge=1, description="How long a row stays in Redis.")
@@ -48,7 +57,38 @@ class Settings(BaseSettings):
         default=64 << 20, ge=1024, description="Most bytes of float32 vectors in one reply, whatever type is sent."
     )
     inline_ids: int = Field(
-        default=8_192, ge=0, description="Up to this many ids are looked up on the event loop, more in a thread."
+        default=8_192, ge=0, description="Most ids looked up on the event loop, where that takes under a millisecond."
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Threads of a large lookup; the cores divided by the workers unless given.",
+    )
+    join: Literal["off", "on", "auto"] = Field(
+        default="auto",
+        description="Look up requests that come at the same time in one go; auto: on a GPU, where measured to pay.",
+    )
+    join_wait_us: int = Field(
+        default=0, ge=0, le=10_000, description="How long a lookup waits for others to join it; 0 does not wait."
+    )
+    max_queue: int = Field(default=1_024, ge=1, description="Most requests that wait for their turn; more get 429.")
+    max_concurrency: int = Field(
+        default=64, ge=1, description="Most lookups going on at a time in threads, on the device and with Redis."
+    )
+    max_waiting_bytes: int = Field(
+        default=256 << 20, ge=1 << 20, description="Most bytes of requests held while they arrive or wait."
+    )
+    max_connections: int = Field(default=8_192, ge=1, description="Most open connections; more are closed at once.")
+    request_seconds: float = Field(
+        default=10.0, gt=0, description="A request must arrive, and its reply be taken, within so many seconds."
+    )
+    api_keys_file: Path | None = Field(
+        default=None, description="File of API keys, one a line; lookups then need one of them."
+    )
+    admin_keys_file: Path | None = Field(
+        default=None,
+        description="File of keys for calls that change what is served; without it those work on loopback only.",
     )
     keepalive_seconds: int = Field(default=75, ge=1, description="How long an idle connection is kept open.")
     drain_seconds: float = Field(
@@ -99,11 +139,16 @@ def read_settings(**flags: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg'].lower()} (got {e.get('input')!r})"
-            for e in error.errors()
-        )
-        raise ConfigError(f"settings: {wrong}") from error
+        raise ConfigError(f"settings: {'; '.join(_wrong(**fault) for fault in error.errors())}") from error
+
+
+def _wrong(*, type: str, loc: tuple[str | int, ...], msg: str, input: Any = None, **_: Any) -> str:
+    """What is wrong with one setting."""
+    name = ".".join(map(str, loc))
+    if type != "extra_forbidden":
+        return f"{name}: {msg.lower()} (got {input!r})"
+    near = get_close_matches(name, Settings.model_fields, 1)
+    return f"there is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def redacted(settings: Settings) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field, replace
 from importlib import import_module
+from pathlib import Path
 
 import structlog
 
@@ -29,13 +30,19 @@ from embstore.errors import (
 )
 from embstore.labels import Label
 from embstore.publish import Store
-from embstore.store import LATEST, Release
+from embstore.store import LATEST, Release, Survey
 from embstore.table import Table
 from server.metrics import Metrics
 from server.preread import Preread
+from server.withheld import Withheld
 
 log = structlog.get_logger()
 Key = tuple[str, int]
+LOAD_SECONDS = 60.0
+
+
+def _nothing(*_: Table | None) -> None:
+    """What is done with a table where nobody asks for more."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,9 @@ class Status:
     state: str
     reason: str = ""
     final: bool = False
+
+
+_UNKNOWN = Status("")
 
 
 @dataclass(frozen=True)
@@ -108,15 +118,26 @@ class Registry:
         keep_versions: int,
         poll_seconds: float,
         preread: Preread | None = None,
+        num_threads: int = 1,
+        prepare: Callable[[Table, Table | None], None] = _nothing,
+        forget: Callable[[Table], None] = _nothing,
+        control: Path | None = None,
     ) -> None:
+        """control: a folder that processes serving together share, so that what one unloads all of them do."""
         self.store, self.metrics, self.device, self.preread = store, metrics, device, preread
         self.keep_versions, self.poll_seconds = keep_versions, poll_seconds
+        self.num_threads, self._prepare, self._forget = num_threads, prepare, forget
         self.snapshot = Snapshot()
         self.started = False
         self.problem: str | None = None
         self._status: dict[Key, Status] = {}
         self._reported: set[str] = set()
+        self.withheld = Withheld(control)
+        """Tables that were unloaded."""
         self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._looks = threading.Condition()
+        self._looks_begun = self._looks_done = 0
         self._thread = threading.Thread(target=self._watch, name="tables", daemon=True)
 
     def start(self) -> None:
@@ -126,6 +147,49 @@ class Registry:
     def stop(self) -> None:
         """Stop watching; what is loaded stays."""
         self._stop.set()
+        self._wake.set()
+        with self._looks:
+            self._looks.notify_all()
+
+    def unload(self, name: str, seconds: float = LOAD_SECONDS) -> None:
+        """Stop serving a table until it is loaded again. Other processes follow at their next look at the store."""
+        self.check_known(name)
+        self.withheld.add(name)
+        self.look(seconds)
+        if self._serves(name):
+            raise NotReady(f"table {name!r} is still being taken out of service", table=name)
+
+    def load(self, name: str, seconds: float = LOAD_SECONDS) -> None:
+        """Look at the store now and serve a table as it stands there; NotReady says why it cannot be served."""
+        self.check_known(name)
+        self.withheld.discard(name)
+        for key, status in self.status().items():
+            if key[0] == name and status.state == "failed":  # the file may have been mended
+                self._status.pop(key, None)
+        looked = self.look(seconds)
+        if looked and not self.problem and self._serves(name) and name not in self.snapshot.unserved:
+            return
+        reasons = [f"version {n}: {s.reason}" for (t, n), s in sorted(self.status().items()) if t == name and s.reason]
+        if self.problem:
+            reasons.append(self.problem)
+        elif not looked:
+            reasons.append("it is still being loaded")
+        raise NotReady(f"table {name!r} is not served: {'; '.join(reasons) or 'no label points at it'}", table=name)
+
+    def look(self, seconds: float) -> bool:
+        """Look at the store now; whether a look that began after this call ended within so many seconds."""
+        with self._looks:
+            wanted = self._looks_begun + 1
+            self._wake.set()
+            return self._looks.wait_for(lambda: self._looks_done >= wanted or self._stop.is_set(), seconds)
+
+    def check_known(self, name: str) -> None:
+        """TableNotFound when a table is neither served nor in the store."""
+        if not self._serves(name) and name not in self.store.tables():
+            raise TableNotFound(name)
+
+    def _serves(self, name: str) -> bool:
+        return any(served == name for served, _ in self.snapshot.loaded)
 
     def status(self) -> dict[Key, Status]:
         """State of every version the registry knows of."""
@@ -134,6 +198,9 @@ class Registry:
     def _watch(self) -> None:
         import_module("embstore.kernels.numba_pooling")  # compiled before readiness, not in the first pooled request
         while True:
+            self._wake.clear()
+            with self._looks:
+                self._looks_begun += 1
             try:
                 self.refresh()
                 self.problem = None
@@ -145,7 +212,11 @@ class Registry:
                 self.problem = "the store could not be read"
                 log.exception("looking at the store failed; serving what is loaded")
             self.started = True
-            if self._stop.wait(self.poll_seconds):
+            with self._looks:
+                self._looks_done = self._looks_begun
+                self._looks.notify_all()
+            self._wake.wait(self.poll_seconds)
+            if self._stop.is_set():
                 return
 
     def refresh(self) -> None:
@@ -154,6 +225,7 @@ class Registry:
         if before.loaded and not survey.versions:
             raise StoreError(f"{self.store.root} has no tables any more")
         self._report(survey.damaged)
+        survey = _without(survey, self.withheld.read())
         loaded = dict(before.loaded)
         served = {key: self._serve(key, at, survey.releases, loaded, before) for key, at in survey.labels.items()}
         served |= {key: before.labels.get(key) for key in survey.unread}
@@ -171,6 +243,10 @@ class Registry:
         )
         if after != before:
             self._swap(before, after)
+        for key, table in loaded.items():  # the healthy half of a release that cannot be served
+            if key not in after.loaded and key not in before.loaded:
+                self._status.pop(key, None)
+                self._forget(table)
 
     def _serve(
         self,
@@ -185,8 +261,9 @@ class Registry:
         position: Label | None = at
         while position is not None:
             release = releases.get(position.release or "")
-            needed = set(release.tables.items()) if release else set()
-            if all([self._obtain(other, loaded) for other in needed | {(name, position.version)}]):
+            needed = {(name, position.version), *(release.tables.items() if release else ())}
+            hopeless = any(self._status.get(other, _UNKNOWN).final for other in needed)
+            if not hopeless and all([self._obtain(other, loaded) for other in needed]):
                 table = loaded[name, position.version]
                 if position is not at and before.labels.get(key) is not table:
                     log.error(
@@ -209,7 +286,12 @@ class Registry:
         try:
             stored = self.preread.take(name, version) if self.preread else None
             stored = stored or self.store.read_version(name, version)
-            table = self.store.verified_table(stored, device=self.device)
+            table = self.store.verified_table(stored, device=self.device, num_threads=self.num_threads)
+            try:
+                self._prepare(table, self.snapshot.latest.get(name))
+            except BaseException:
+                self._forget(table)
+                raise
         except Exception as error:
             self._refuse(key, error)
             return False
@@ -242,12 +324,31 @@ class Registry:
         self.snapshot = after
         for key in set(before.loaded) - set(after.loaded):
             self._status.pop(key, None)
+            self._forget(before.loaded[key])
         moved = {n: t.version for n, t in after.latest.items() if before.latest.get(n) is not t}
         if moved:
             self.metrics.swaps.inc()
             log.info("serving", **moved)
+        gc.unfreeze()
         gc.collect()
         gc.freeze()  # tables live long: keep the collector from walking them on the request path
+
+
+def _without(survey: Survey, withheld: Set[str]) -> Survey:
+    """A survey as if these tables were not in the store; a release is what is left of it."""
+    if not withheld:
+        return survey
+    releases = {
+        key: replace(release, tables={name: n for name, n in release.tables.items() if name not in withheld})
+        for key, release in survey.releases.items()
+    }
+    return replace(
+        survey,
+        versions={name: versions for name, versions in survey.versions.items() if name not in withheld},
+        labels={key: label for key, label in survey.labels.items() if key[0] not in withheld},
+        releases={key: release for key, release in releases.items() if release.tables},
+        unread={key for key in survey.unread if key[0] not in withheld},
+    )
 
 
 def _snapshot(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -37,11 +38,22 @@ def server(tmp_path: Path, valkey: ValkeyServer) -> Iterator[ServerProcess]:
         yield running
 
 
-def cached(server: ServerProcess, result: str) -> float:
+def cached(server: ServerProcess, tier: str, result: str) -> float:
     """The counter of ids that were a hit or a miss."""
-    name = f'embstore_cache_ids_total{{result="{result}",table="item",tier="redis"}} '
+    name = f'embstore_cache_ids_total{{result="{result}",table="item",tier="{tier}"}} '
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
     return float(next(line for line in lines if line.startswith(name)).split()[-1])
+
+
+@contextmanager
+def another(tmp_path: Path, valkey: ValkeyServer) -> Iterator[tuple[ServerProcess, EmbeddingClient]]:
+    """A second server of the same store and Redis, which has seen no request yet."""
+    flags = {"redis": valkey.connection_url, "cache": "on", "env": PATIENT}
+    with (
+        serving(tmp_path / "store", tmp_path / "log2", **flags) as running,
+        EmbeddingClient(running.url, timeout_s=30) as client,
+    ):
+        yield running, client
 
 
 def check(client: EmbeddingClient, ids: list[int]) -> None:
@@ -52,18 +64,24 @@ def check(client: EmbeddingClient, ids: list[int]) -> None:
     np.testing.assert_array_equal(rows.vectors, np.where(found[:, None], VECTORS[np.array(ids, int) % NUM], 0))
 
 
-def test_rows_come_from_redis_the_second_time(server: ServerProcess, valkey: ValkeyServer) -> None:
-    """Misses are computed and remembered, hits are read; missing ids are never cached; replies are the same."""
+def test_rows_come_from_this_process_and_from_redis(
+    server: ServerProcess, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    """What one server computes it keeps, and every other finds it in Redis; missing ids are never cached."""
+    database = redis.Redis(port=valkey.port)
     with EmbeddingClient(server.url, timeout_s=30) as client:
         check(client, [1, 2, 3, NUM, -1])
-        database = redis.Redis(port=valkey.port)
         server.wait_until(lambda: database.dbsize() == 3, "rows to be written")
         check(client, [1, 2, 3, NUM, -1])
         check(client, [3, 3, 250, 1])
-        check(client, [1, 2])
         check(client, [])
-    assert (cached(server, "hit"), cached(server, "miss")) == (3 + 3 + 2, 5 + 2 + 1)
-    assert 0 < database.ttl(database.keys()[0]) <= 3600
+        server.wait_until(lambda: database.dbsize() == 4, "the row to be written")
+    assert (cached(server, "local", "hit"), cached(server, "local", "miss")) == (3 + 3, 3 + 1)
+    assert (cached(server, "redis", "hit"), cached(server, "redis", "miss")) == (0, 3 + 1)
+    assert 0 < database.ttl(database.keys()[0]) <= 1.1 * 3600
+    with another(tmp_path, valkey) as (second, client):
+        check(client, [250, 2, 9, -1])
+        assert (cached(second, "redis", "hit"), cached(second, "redis", "miss")) == (2, 1)
 
 
 def test_a_new_version_never_reads_the_old_ones_rows(server: ServerProcess, tmp_path: Path) -> None:
@@ -92,14 +110,16 @@ def test_stores_that_share_a_redis_do_not_mix(server: ServerProcess, valkey: Val
     assert answers == [15, 8]
 
 
-def test_values_of_the_wrong_size_are_not_rows(server: ServerProcess, valkey: ValkeyServer) -> None:
-    """A value that somebody shortened is a miss, not a vector."""
+def test_values_of_the_wrong_size_are_not_rows(server: ServerProcess, valkey: ValkeyServer, tmp_path: Path) -> None:
+    """A value that somebody shortened is no vector: counted, and computed."""
     with EmbeddingClient(server.url, timeout_s=30) as client:
         check(client, [7])
         database = redis.Redis(port=valkey.port)
         server.wait_until(lambda: database.dbsize() == 1, "the row to be written")
         database.set(database.keys()[0], b"short")
+    with another(tmp_path, valkey) as (second, client):
         check(client, [7])
+        assert cached(second, "redis", "error") == 1
 
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGSTOP])

@@ -473,7 +473,8 @@ def test_http_half_precision_is_of_the_pooled(tables: Any) -> None:
     expected = library["item"].lookup([1, 2, 3], offsets=[0], pooling="sum").astype(np.float16)
     np.testing.assert_array_equal(np.array(answer, np.float16), expected)
     reply = post(server, "/v1/tables/item/lookup", body | {"weights": [1e30] * 3})
-    assert (reply.status_code, reply.json()["detail"]) == (422, "a vector does not fit float16; ask for float32")
+    assert reply.status_code == 422
+    assert "float16 holds numbers up to 65504; ask for bfloat16, int8 or float32" in reply.json()["detail"]
 
 
 def test_http_many_tables_pool_each_their_own_way(tables: Any) -> None:
@@ -577,4 +578,4 @@ def test_http_pooling_is_in_the_document(tables: Any) -> None:
     """OpenAPI says what a body may hold."""
     lookup = httpx.get(f"{tables[0].url}/openapi.json").json()["components"]["schemas"]["Lookup"]
     assert {"offsets", "pooling", "weights"} <= set(lookup["properties"])
-    assert lookup["properties"]["pooling"]["enum"] == ["sum", "mean", "max"]
+    assert lookup["properties"]["pooling"]["anyOf"][0]["enum"] == ["sum", "mean", "max"]

@@ -1,0 +1,103 @@
+"""API keys: who may look up, who may change what is served. Keys come from files, are compared in constant time."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fastapi import Request
+
+from embstore.errors import ConfigError, Forbidden, Unauthorized
+
+MIN_KEY_BYTES = 8
+_FORWARDED = (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip")
+OPEN_PATHS = ("/metrics", "/docs", "/openapi.json", "/docs/oauth2-redirect", "/redoc")
+"""Beside probes, what needs no key: metrics, for who runs the server, and the documentation."""
+
+
+class Keys:
+    """Keys for calls and for administration; an admin key opens both."""
+
+    def __init__(self, keys: list[bytes], admin_keys: list[bytes], *, host: str) -> None:
+        self._any, self._admin = [*keys, *admin_keys] if keys else [], admin_keys
+        self.open = not keys
+        """Lookups need no key."""
+        self._local = _is_loopback(host)
+
+    @staticmethod
+    def read(keys: Path | None, admin_keys: Path | None, *, host: str) -> Keys:
+        """Keys of files, one a line; ConfigError says what is wrong with a file."""
+        return Keys(_keys_of(keys), _keys_of(admin_keys), host=host)
+
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Unauthorized unless the call carries a key, where keys are needed."""
+        if not self.open and not _holds(self._any, headers):
+            raise Unauthorized("this call needs an API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+
+    def check_admin(self, headers: Mapping[bytes, bytes]) -> None:
+        """Forbidden or Unauthorized unless the call may change what is served."""
+        if not self._admin:
+            if not self._local:
+                raise Forbidden("changes are off: this server listens beyond loopback and has no admin_keys_file")
+            _check_no_page(headers)
+            self.check(headers)
+        elif not _holds(self._admin, headers):
+            raise Unauthorized("this call needs an admin key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+
+
+def require_admin(request: Request) -> None:
+    """FastAPI dependency of the calls that change what is served."""
+    keys: Keys = request.app.state.keys
+    keys.check_admin(dict(request.scope["headers"]))
+
+
+def _check_no_page(headers: Mapping[bytes, bytes]) -> None:
+    """Forbidden when the call may come through a proxy, or from a web page of somebody else's, open on this machine."""
+    host, origin = headers.get(b"host", b"").decode("latin-1"), headers.get(b"origin")
+    try:
+        named = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        named = ""
+    foreign = origin is not None and origin.decode("latin-1").partition("://")[2] != host
+    if foreign or not _is_loopback(named) or any(name in headers for name in _FORWARDED):
+        raise Forbidden(
+            "without an admin_keys_file changes are for callers that name this machine by its loopback address"
+        )
+
+
+def _holds(keys: list[bytes], headers: Mapping[bytes, bytes]) -> bool:
+    given = headers.get(b"x-api-key")
+    if given is None:
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            return False
+    given = given.strip()
+    found = False
+    for key in keys:  # all of them, so that the time says nothing
+        found |= hmac.compare_digest(key, given)
+    return found
+
+
+def _keys_of(path: Path | None) -> list[bytes]:
+    if path is None:
+        return []
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ConfigError(f"keys file {path}: {error.strerror or error}") from error
+    keys = [line.strip() for line in lines if line.strip() and not line.startswith(b"#")]
+    if not keys:
+        raise ConfigError(f"keys file {path} holds no key: put one on each line")
+    if any(len(key) < MIN_KEY_BYTES for key in keys):
+        raise ConfigError(f"keys file {path} holds a key of fewer than {MIN_KEY_BYTES} characters")
+    return keys
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

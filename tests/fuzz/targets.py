@@ -1,0 +1,203 @@
+"""What fuzzing calls: bytes of any kind go in, and anything but an answer or a clear refusal is a crash."""
+
+# Shapes: B ids.
+
+from __future__ import annotations
+
+import atexit
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import orjson
+
+import embstore
+from embstore.errors import EmbstoreError
+from embstore.table import Table
+from server import codec, inference_codec, routes
+from server.auth import Keys
+from server.buffers import Buffers
+from server.inference import Inference
+from server.lookup import LookupService
+from server.metrics import Metrics
+from server.problems import STATUS
+from server.request import Reply, Request, deadline_of
+from server.street import Limits, Street
+from server.tables import Snapshot
+
+NUM, DIM, MAX_IDS = 50, 4, 64
+NAMES = [f"sku-{row}" for row in range(NUM)]
+TABLE_VD = np.arange(NUM * DIM, dtype=np.float32).reshape(NUM, DIM)
+_HEAD = re.compile(rb"(?:[a-z0-9-]+: [\x20-\x7e]+\r\n)*")
+
+
+@cache
+def tables() -> dict[str, Table]:
+    """One table under each kind of ids: 0..49, sparse integers, strings."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    store = embstore.open_store(folder.name)
+    ids: dict[str, Any] = {"dense": None, "sparse": [row * 1_000_003 - 7 for row in range(NUM)], "named": NAMES}
+    release = store.publish_release({name: embstore.Publication(TABLE_VD, ids=keys) for name, keys in ids.items()})
+    return {name: store.load(name, version=version) for name, version in release.tables.items()}
+
+
+@cache
+def street() -> Street:
+    """The request street over those tables, with small limits, and nothing in front of it."""
+    loaded = {(table.name, table.version): table for table in tables().values()}
+    labels = {(name, "latest"): table for name, table in tables().items()}
+    snapshot = Snapshot(tables(), labels, loaded, {"1": tables()}, dict.fromkeys(loaded, "1"))
+    lookups = Metrics().lookups
+    for name in tables():
+        lookups.add_table(name)
+    buffers = Buffers()
+    service = LookupService(inline_ids=1 << 20, num_threads=1)
+    limits = Limits(
+        max_ids=MAX_IDS,
+        max_body_bytes=1 << 20,
+        max_reply_bytes=1 << 20,
+        max_connections=1,
+        request_seconds=1,
+        keepalive_seconds=1,
+        shutdown_seconds=1,
+    )
+    inference = Inference(service, lookups, buffers, max_ids=MAX_IDS, max_reply_bytes=1 << 20)
+    here: Any = SimpleNamespace(snapshot=snapshot, started=True)
+    health: Any = SimpleNamespace(answer=lambda _: (200, b"{}"), draining=False)
+    return Street(here, service, lookups, health, Keys([], [], host="127.0.0.1"), buffers, limits, inference)
+
+
+def octets(data: bytes) -> None:
+    """Ids decoded from octets are those octets; a table of strings takes none."""
+    keys = codec.decode_octets(data, tables()["sparse"])
+    assert keys.tobytes() == data
+    vectors, found = tables()["sparse"].lookup(keys, return_found=True)
+    assert vectors.shape == (len(keys), DIM)
+    assert not vectors[~found].any()
+
+
+def one_body(data: bytes) -> None:
+    """A JSON lookup that is understood says the same when it is written again."""
+    body = codec.decode_lookup(data)
+    assert codec.decode_lookup(json.dumps(_plain(body), allow_nan=False).encode()) == body
+    for table in tables().values():
+        codec.bags_of(body, table.name)
+        keys = codec.keys_of(body.ids, table)
+        assert len(keys) == len(body.ids)
+
+
+def _plain(body: codec.LookupBody) -> dict[str, Any]:
+    return {name: getattr(body, name) for name in body.__struct_fields__}
+
+
+def many_body(data: bytes) -> None:
+    """A JSON lookup of many tables names at least one."""
+    assert codec.decode_many(data).tables
+
+
+def infer_body(data: bytes) -> None:
+    """Tensors have the elements they say; the first two bytes are the length of the JSON, 0xffff for none given."""
+    length = int.from_bytes(data[:2], "big")
+    headers = {} if length == 0xFFFF else {b"inference-header-content-length": b"%d" % length}
+    asked = inference_codec.decode_infer(headers, data[2:], MAX_IDS)
+    for name, tensor in asked.inputs.items():
+        assert len(tensor.values) <= MAX_IDS
+        for read in (inference_codec.int64s, inference_codec.floats):
+            refused_or(read, name, tensor)
+        for table in tables().values():
+            refused_or(inference_codec.keys_of, name, tensor, table)
+
+
+def url(data: bytes) -> None:
+    """A request target has a route or none; a route is answered, by any method."""
+    route = routes.parse(data)
+    if route is not None:
+        assert routes.parse(data) == route
+        for method in (b"GET", b"POST"):
+            _answer(Request(method, route, {b"content-type": b"application/octet-stream"}, bytes(8), b"id", 0.0))
+
+
+def deadline(data: bytes) -> None:
+    """A deadline is in the future, or there is none."""
+    assert deadline_of({b"x-request-timeout-ms": data}, 5.0) >= 5.0
+
+
+def request_id(data: bytes) -> None:
+    """An id that goes into a header line is one word of printable ASCII."""
+    assert re.fullmatch(rb"[\x21-\x7e]{1,128}", street().request_id({b"x-request-id": data}))
+
+
+TARGETS_OF_CALLS = (
+    b"/v1/tables/dense/lookup",
+    b"/v1/tables/sparse/lookup?on_missing=hash&dtype=int8",
+    b"/v1/tables/named/versions/1/lookup",
+    b"/v1/tables/dense/labels/latest/lookup?dtype=bfloat16&on_missing=default",
+    b"/v1/lookup",
+    b"/v1/releases/1/lookup",
+    b"/v2/models/dense/infer",
+    b"/v2/models/named/versions/1/infer",
+    b"/v2/models/embstore/infer",
+    b"/v1/tables/%s/lookup",
+)
+TYPES = (b"application/octet-stream", b"application/json", b"application/json; charset=utf-8", b"text/plain", b"")
+
+
+def call(data: bytes) -> None:
+    """A whole call: the first bytes choose target, types and the length of its JSON, the rest is the body."""
+    chosen, body = data[:5].ljust(5, b"\0"), data[5:]
+    target = TARGETS_OF_CALLS[chosen[0] % len(TARGETS_OF_CALLS)]
+    if b"%s" in target:
+        target %= b"".join(b"%%%02x" % byte for byte in chosen)
+    route = routes.parse(target)
+    if route is None:  # a slash in a table's name: FastAPI says that there is no such call
+        return
+    headers = {b"content-type": TYPES[chosen[1] % len(TYPES)], b"accept": TYPES[chosen[2] % len(TYPES)]}
+    if chosen[3]:
+        headers[b"inference-header-content-length"] = b"%d" % (chosen[3] * 256 + chosen[4])
+    _answer(Request(b"POST", route, headers, body, b"id-1", 0.0))
+
+
+def _answer(request: Request) -> None:
+    """Answer a request, and look at the reply: no failure of ours, no line in its head that nobody meant."""
+    reply = street().answer(request)
+    assert type(reply) is Reply
+    assert reply.status in {200, *STATUS.values()} - {500}, reply
+    assert _HEAD.fullmatch(reply.head), reply.head
+    body = b"".join(map(bytes, reply.body))
+    if b"application/octet-stream" not in reply.head:
+        orjson.loads(body)
+    street().buffers.give_back(reply.lease)
+
+
+def refused_or(read: Callable[..., Any], *arguments: Any) -> None:
+    """Call something that may refuse its arguments."""
+    status = 200
+    try:
+        read(*arguments)
+    except EmbstoreError as error:
+        status = STATUS[error.code]
+    assert status < 500
+
+
+TARGETS: tuple[Callable[[bytes], None], ...] = (
+    octets,
+    one_body,
+    many_body,
+    infer_body,
+    url,
+    deadline,
+    request_id,
+    call,
+)
+
+
+def one_input(data: bytes) -> None:
+    """One fuzzed input: the first byte chooses the target. Raises whatever is not a refusal of ours."""
+    if data:
+        refused_or(TARGETS[data[0] % len(TARGETS)], data[1:])
