@@ -47,8 +47,9 @@ class LookupProtocol(HttpToolsProtocol):
         self.current: Any = None
         """Whose turn it is: the exchange, or uvicorn's cycle, that is being answered."""
         self.fd = -1
-        self.in_head = False
-        self.head_bytes = 0
+        self.in_head = self.head_is_new = False
+        self.head_bytes = self.read_bytes = 0
+        """Of this head in reads after the one that it began in, and of the latest read."""
         self.began = 0.0
         self.idle_since: float | None = None
         self.receiving_since: float | None = None
@@ -137,11 +138,11 @@ class LookupProtocol(HttpToolsProtocol):
         parser = self.parser
         if parser is None or self.failed or self.lingers_until is not None or self.transport.is_closing():
             return
-        self.head_bytes = self.head_bytes + len(data) if self.in_head else len(data)
+        self.read_bytes = len(data)
         try:
             parser.feed_data(data)
-            if self.in_head and self.head_bytes > MAX_HEAD_BYTES:
-                self._check_head()
+            if self.in_head:
+                self._grow_head(len(data))
         except _HeadTooLarge:
             self._fail(431, "the head of the request is too large")
         except httptools.HttpParserCallbackError as error:
@@ -159,7 +160,8 @@ class LookupProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A new head begins."""
         self.url, self.headers, self.exchange = b"", [], None
-        self.in_head, self.idle_since = True, None
+        self.in_head = self.head_is_new = True
+        self.head_bytes, self.idle_since = 0, None
         if self.receiving_since is None:
             self.receiving_since = time.monotonic()
         self.began = time.perf_counter()
@@ -175,7 +177,7 @@ class LookupProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """A lookup gets an Exchange; anything else becomes uvicorn's."""
         self.in_head = False
-        if self.head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+        if self.read_bytes + self.head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._check_head()
         route = self.app.routes.find(self.url)
         if route is None:
@@ -228,7 +230,14 @@ class LookupProtocol(HttpToolsProtocol):
     def _check_head(self) -> None:
         """What was read may have been more than this head."""
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS or self.in_head:
+        if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+            raise _HeadTooLarge
+
+    def _grow_head(self, num_bytes: int) -> None:
+        """A read has ended inside a head. How much of the one that it began in was its own, nobody knows."""
+        self.head_bytes += 0 if self.head_is_new else num_bytes
+        self.head_is_new = False
+        if self.head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             raise _HeadTooLarge
 
     # Whose turn it is
@@ -357,7 +366,7 @@ class LookupProtocol(HttpToolsProtocol):
             self._close(whole=exchange.complete)
             return
         self.idle_since = time.monotonic()
-        if self.flow.read_paused or self.ending or self.failed:
+        if self.pipeline or self.flow.read_paused or self.ending or self.failed:
             self._next()
 
     def write(self, parts: tuple[Any, ...], num_bytes: int, lease: Any) -> None:
