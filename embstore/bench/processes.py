@@ -63,20 +63,26 @@ class Server:
     def __init__(self, command: Sequence[str], log: Path, on: Sequence[int]) -> None:
         self.log = log
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EMBSTORE_")}
-        with log.open("wb") as file, on_cores(on):
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env=environment,
-                start_new_session=True,
-            )
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # till it is known to `end`
         try:
-            self.url = self._wait()
-        except BaseException:
-            self.end()
-            raise
+            with log.open("wb") as file, on_cores(on):
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    env=environment,
+                    start_new_session=True,
+                    preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, held),
+                )
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
+                self.url = self._wait()
+            except BaseException:
+                self.end()
+                raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
     def _wait(self) -> str:
         """Until it is ready; its address."""
