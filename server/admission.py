@@ -64,11 +64,6 @@ class Gate:
         """Replies that leave together; None outside of a slice."""
         self._outbox_bytes = 0
 
-    @property
-    def idle(self) -> bool:
-        """Nothing waits and nothing runs."""
-        return not self._queue and not self._tasks
-
     def submit(self, waiting: Waiting) -> None:
         """Queue a complete request, or refuse it."""
         queue = self._queue

@@ -313,5 +313,5 @@ def _versions(tables: Registry, name: str) -> list[dict[str, Any]]:
     ]
 
 
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(value), status, media_type="application/json")
+def _json(value: Any) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")

@@ -1,7 +1,7 @@
 """One version of a table with its caches in front: the same vectors as the table's, to the last bit, by a cheaper way.
 
 Three ways, and `server.cache_policy` chooses: compute; take from the tier in this process and compute the rest; ask
-Redis for that rest first. Only the last one waits. Missing ids are never cached: what is cached is a version's rows.
+Redis for that rest first. What takes long is awaited: Redis, and misses that are computed in a thread. Missing ids are never cached: what is cached is a version's rows.
 """
 
 # Shapes: B keys in a request, M rows that the tier does not have, K rows tried at load, D embedding_dim.
@@ -145,8 +145,7 @@ class CachedTable:
         watch = self.policy.watch
         began = time.perf_counter()
         table = self.table
-        resolved, missed = self._take(tier, keys, on_missing, vectors_BD)
-        num_hits = len(keys) - resolved.missing * (on_missing != "hash") - len(missed)
+        resolved, missed, num_hits = self._take(tier, keys, on_missing, vectors_BD)
         if len(missed):
             rows_M, inverse = self._different(resolved.rows_B, missed)
             if choice == REDIS and self._redis is not None and self._redis.available():
@@ -214,22 +213,22 @@ class CachedTable:
 
     def _whole(self, tier: HotTier, keys: Keys, on_missing: str, vectors_BD: Floats) -> Fetched:
         """A very large lookup, in a thread of its own; Redis is not asked for thousands of rows."""
-        resolved, missed = self._take(tier, keys, on_missing, vectors_BD)
+        resolved, missed, _ = self._take(tier, keys, on_missing, vectors_BD)
         if len(missed):
             rows_M, inverse = self._different(resolved.rows_B, missed)
             self._fill(tier, vectors_BD, missed, rows_M, inverse, _computed(self.table, rows_M))
         return Fetched(vectors_BD, resolved.found_B, resolved.missing)
 
-    def _take(self, tier: HotTier, keys: Keys, on_missing: str, vectors_BD: Floats) -> tuple[Resolved, Rows]:
-        """Fill what the tier has; where the rest is."""
+    def _take(self, tier: HotTier, keys: Keys, on_missing: str, vectors_BD: Floats) -> tuple[Resolved, Rows, int]:
+        """Fill what the tier has; where the rest is, and how many it had."""
         resolved = self.table.resolve(keys, on_missing, vectors_BD)
         missed = tier.take(resolved.rows_B, vectors_BD)
-        num_rows = len(keys) if on_missing == "hash" else len(keys) - resolved.missing
-        if num_rows > len(missed):
-            self._lookups.cache_count(self.table.name, "local", "hit", num_rows - len(missed))
+        num_hits = len(keys) - len(missed) - (0 if on_missing == "hash" else resolved.missing)
+        if num_hits:
+            self._lookups.cache_count(self.table.name, "local", "hit", num_hits)
         if len(missed):
             self._lookups.cache_count(self.table.name, "local", "miss", len(missed))
-        return resolved, missed
+        return resolved, missed, num_hits
 
     def _different(self, rows_B: Rows, missed: Rows) -> tuple[Rows, Rows | None]:
         """The rows to compute, each once where that saves time, and which of them each miss is."""

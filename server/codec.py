@@ -130,6 +130,12 @@ def check_count(num_ids: int, max_ids: int, what: str = "ids") -> None:
         raise TooManyIds(f"{num_ids:,} {what} in one request; the limit is {max_ids:,}", limit=max_ids)
 
 
+def check_reply(num_bytes: int, limit: int) -> None:
+    """TooManyIds when the vectors asked for make a larger reply than there may be."""
+    if num_bytes > limit:
+        raise TooManyIds(f"these ids make a reply of {num_bytes:,} bytes; the limit is {limit:,}", limit=limit)
+
+
 def check_json_dtype(dtype: str) -> None:
     """Unprocessable when a type has no place in JSON."""
     if dtype not in JSON_DTYPES:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from embstore.errors import BadRequest, ConfigError, DataError, DeadlineExceeded, TooManyIds, Unprocessable
+from embstore.errors import BadRequest, ConfigError, DataError, DeadlineExceeded, Unprocessable
 from embstore.ids import Keys
 from embstore.pooling import Bags
 from embstore.table import ON_MISSING, Fetched, Floats, Table
@@ -35,7 +35,7 @@ from server.inference_codec import (
     int64s,
     keys_of,
 )
-from server.lookup import abandon
+from server.lookup import abandon, all_of
 from server.metrics import Lookups
 from server.problems import clip
 from server.request import Reply, Request
@@ -138,7 +138,7 @@ class Inference:
         fetched: Fetched,
         lent: Any,
     ) -> Reply:
-        _in_time(request)
+        request.check_deadline()
         encoded = [
             _vectors(output, dtype, fetched) if output.name == EMBEDDINGS else _found(output, fetched, len(part.keys))
             for output, dtype in zip(outputs, dtypes, strict=True)
@@ -201,13 +201,7 @@ class Inference:
         dtypes: list[str],
         fetched: list[Any],
     ) -> Reply:
-        done: list[Fetched] = []
-        try:
-            for one in fetched:
-                done.append(await one if isawaitable(one) else one)  # noqa: PERF401
-        finally:
-            abandon(fetched[len(done) :])
-        return self._encode_many(request, asked, release, parts, outputs, dtypes, done)
+        return self._encode_many(request, asked, release, parts, outputs, dtypes, await all_of(fetched))
 
     def _encode_many(
         self,
@@ -219,7 +213,7 @@ class Inference:
         dtypes: list[str],
         fetched: Sequence[Fetched],
     ) -> Reply:
-        _in_time(request)
+        request.check_deadline()
         answers = dict(zip(parts, fetched, strict=True))
         encoded = []
         for output, dtype in zip(outputs, dtypes, strict=True):
@@ -253,10 +247,7 @@ class Inference:
         """TooManyIds when tables together are asked for more than one request may ask, or one reply hold."""
         codec.check_count(sum(len(part.keys) for part in parts), self.max_ids)
         codec.check_count(sum(part.num_rows for part in parts), self.max_ids, "rows asked for")
-        num_bytes = sum(4 * part.num_rows * part.table.embedding_dim for part in parts)
-        if num_bytes > self.max_reply_bytes:
-            limit = self.max_reply_bytes
-            raise TooManyIds(f"these ids make a reply of {num_bytes:,} bytes; the limit is {limit:,}", limit=limit)
+        codec.check_reply(sum(4 * part.num_rows * part.table.embedding_dim for part in parts), self.max_reply_bytes)
 
     def _count(self, request: Request, part: _Part, fetched: Fetched) -> None:
         seconds = time.perf_counter() - request.began
@@ -334,9 +325,3 @@ def _refuse_others(inputs: Mapping[str, Tensor], known: Sequence[str], model: st
 def _no_output(name: str, model: str, known: Sequence[str]) -> BadRequest:
     shown = ", ".join(known[:16])
     return BadRequest(f"model {model!r} has no output {clip(name)}; it has {shown}")
-
-
-def _in_time(request: Request) -> None:
-    """DeadlineExceeded when nobody waits for the answer any more."""
-    if time.perf_counter() > request.deadline:
-        raise DeadlineExceeded(f"the {request.deadline - request.began:.3f} seconds that the caller gave are over")

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,6 +105,17 @@ def _pooled(table: Table, keys: Keys, bags: Bags, on_missing: str) -> Fetched:
         return table.fetch_bags(keys, bags, on_missing)
     except DataError as error:
         raise Unprocessable(str(error), table=table.name) from error
+
+
+async def all_of(fetched: list[Any]) -> list[Fetched]:
+    """Every lookup's answer, in their order; when one fails, nobody waits for those after it."""
+    done: list[Fetched] = []
+    try:
+        for one in fetched:
+            done.append(await one if isawaitable(one) else one)  # noqa: PERF401
+    finally:
+        abandon(fetched[len(done) :])
+    return done
 
 
 def abandon(fetched: list[Any]) -> None:

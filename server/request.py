@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from embstore.errors import BadRequest
+from embstore.errors import BadRequest, DeadlineExceeded
 from server.routes import Route
 
 FOREVER = float("inf")
@@ -33,6 +34,11 @@ class Request:
         """The same clock when its turn came."""
         self.deadline = FOREVER
         """The same clock when nobody waits any longer."""
+
+    def check_deadline(self) -> None:
+        """DeadlineExceeded when nobody waits for the answer any more."""
+        if time.perf_counter() > self.deadline:
+            raise DeadlineExceeded(f"the {self.deadline - self.began:.3f} seconds that the caller gave are over")
 
 
 class Reply(NamedTuple):

@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from embstore.errors import BadRequest, DeadlineExceeded, EmbstoreError, NotReady, TooManyIds, UnsupportedMediaType
+from embstore.errors import BadRequest, EmbstoreError, NotReady, UnsupportedMediaType
 from embstore.ids import Keys
 from embstore.pooling import Bags
 from embstore.table import Fetched, Table
@@ -28,7 +28,7 @@ from server.admission import RETRY_AFTER_SECONDS
 from server.auth import Keys as ApiKeys
 from server.buffers import Buffers
 from server.health import Health
-from server.lookup import LookupService, abandon
+from server.lookup import LookupService, abandon, all_of
 from server.metrics import Lookups
 from server.problems import MEDIA_TYPE, clip, problem, problem_of, reason_of
 from server.request import Reply, Request
@@ -112,8 +112,7 @@ class Street:
                 return self._not_allowed(request)
             if route.wrong:
                 raise BadRequest(route.wrong)
-            if request.started > request.deadline:
-                raise late(request)
+            request.check_deadline()
             if route.kind == LOOKUP:
                 reply = self._one(request)
             elif route.kind == INFER:
@@ -166,10 +165,7 @@ class Street:
         """`POST /v1/tables/{table}[/versions/{n}|/labels/{name}]/lookup`."""
         route = request.route
         snapshot = self._snapshot()
-        table = snapshot.latest.get(route.table) if route.version is None and route.label is None else None
-        if table is None:
-            table = snapshot.table(route.table, version=route.version, label=route.label)
-        asked = self._decode(request, table)
+        asked = self._decode(request, snapshot.table(route.table, version=route.version, label=route.label))
         decoded = time.perf_counter()
         if asked.bags is not None:
             fetched: Any = self.service.lookup_bags(asked.table, asked.keys, asked.on_missing, asked.bags)
@@ -238,9 +234,8 @@ class Street:
         if lent is not None and (asked.protocol == "json" or asked.dtype != "float32"):
             self.buffers.give_back(lent)
             lent = None
+        request.check_deadline()
         now = time.perf_counter()
-        if now > request.deadline:
-            raise late(request)
         self.lookups.count(table.name, asked.protocol, now - request.began, num_ids, fetched.missing)
         self._until_sample -= 1
         if self._until_sample == 0 or b"x-timing" in request.headers:
@@ -295,21 +290,15 @@ class Street:
     async def _many_later(
         self, request: Request, release: str | None, asked: list[_Asked], fetched: list[Any]
     ) -> Reply:
-        done: list[Fetched] = []
-        try:
-            for one in fetched:
-                done.append(await one if isawaitable(one) else one)  # noqa: PERF401
-        finally:
-            abandon(fetched[len(done) :])
+        done = await all_of(fetched)
         body = await self.service.do(_encoded_many, release, asked, done)
         return self._reply_many(request, release, asked, done, body)
 
     def _reply_many(
         self, request: Request, release: str | None, asked: list[_Asked], fetched: list[Fetched], body: bytes
     ) -> Reply:
+        request.check_deadline()
         now = time.perf_counter()
-        if now > request.deadline:
-            raise late(request)
         for one, vectors in zip(asked, fetched, strict=True):
             self.lookups.count(one.table.name, "json", now - request.began, len(one.keys), vectors.missing)
         head = _JSON_HEAD if release is None else _JSON_HEAD + b"x-embedding-release: %s\r\n" % release.encode()
@@ -324,9 +313,7 @@ class Street:
         codec.check_count(sum(len(one.ids) for one in bodies.values()), limits.max_ids)
         codec.check_count(sum(num_rows.values()), limits.max_ids, "rows asked for")
         num_bytes = sum(4 * num_rows[name] * tables[name].embedding_dim for name in bodies)
-        if num_bytes > limits.max_reply_bytes:
-            limit = limits.max_reply_bytes
-            raise TooManyIds(f"these ids make a reply of {num_bytes:,} bytes; the limit is {limit:,}", limit=limit)
+        codec.check_reply(num_bytes, limits.max_reply_bytes)
 
     def _check_count(self, table: Table, num_ids: int, bags: Bags | None = None) -> None:
         """TooManyIds when there are more than a request may ask for, or than a reply has room for."""
@@ -371,11 +358,6 @@ def _with_timing(request: Request, reply: Reply) -> Reply:
     queued, whole = request.started - request.began, time.perf_counter() - request.began
     timing = b"server-timing: queue;dur=%.3f, total;dur=%.3f\r\n" % (queued * 1e3, whole * 1e3)
     return reply._replace(head=reply.head + timing)
-
-
-def late(request: Request) -> DeadlineExceeded:
-    """The error of a request whose caller has stopped waiting."""
-    return DeadlineExceeded(f"the {request.deadline - request.began:.3f} seconds that the caller gave are over")
 
 
 def media_type(headers: Mapping[bytes, bytes]) -> bytes:
