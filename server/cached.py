@@ -1,7 +1,8 @@
 """One version of a table with its caches in front: the same vectors as the table's, to the last bit, by a cheaper way.
 
 Three ways, and `server.cache_policy` chooses: compute; take from the tier in this process and compute the rest; ask
-Redis for that rest first. What takes long is awaited: Redis, and misses that are computed in a thread. Missing ids are never cached: what is cached is a version's rows.
+Redis for that rest first. What takes long is awaited: Redis, and misses that are computed in a thread. Missing ids are
+never cached: what is cached is a version's rows.
 """
 
 # Shapes: B keys in a request, M rows that the tier does not have, K rows tried at load, D embedding_dim.
