@@ -9,7 +9,10 @@ reply, idle time, number of connections. Relies on uvicorn's HttpToolsProtocol, 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import sys
+import termios
 import time
 from contextlib import suppress
 from typing import Any
@@ -27,6 +30,10 @@ MAX_HEAD_BYTES = 64 << 10
 MAX_HEADERS = 256
 MAX_PIPELINED = 512
 LINGER_SECONDS = 2.0
+QUIET_SECONDS = 1.0
+"""At shutdown a connection that was used less than this ago may have its next request on the way."""
+LEAST_TAKEN = 16 << 10
+"""Bytes of its replies that a client takes at least in `request_seconds`, or it counts as gone."""
 COPIED_BYTES = 32 << 10
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CODES = {400: "malformed_request", 408: "request_timeout", 429: "overloaded", 431: "head_too_large"}
@@ -59,7 +66,8 @@ class LookupProtocol(HttpToolsProtocol):
         self.failed: tuple[int, str] | None = None
         """What to say when everything that came whole has been answered."""
         self.num_replies = 0
-        self._unsent: tuple[int, float] | None = None
+        self._unsent: tuple[int, int, float] | None = None
+        """As of then: the replies begun, the bytes that the client had not taken."""
         self._going = False
         self._dates: tuple[Any, bytes] = (None, b"")
 
@@ -99,14 +107,27 @@ class LookupProtocol(HttpToolsProtocol):
         return True if self._busy() and not arriving else None
 
     def shutdown(self) -> None:
-        """Close when nothing is in progress, afterwards otherwise; a request that never ends is told so in time."""
-        super().shutdown()
-        exchange = self.exchange
-        if exchange is not None and not exchange.complete and not exchange.response_complete:
-            self.loop.call_later(max(0.0, self.app.limits.shutdown_seconds - 0.25), self._give_up, exchange)
+        """End after the replies in progress, or once nothing has come for a moment: no request in flight is lost."""
+        if self._busy() or self.receiving_since is not None:
+            if self.cycle is not None:
+                self.cycle.keep_alive = False
+            if self.exchange is None or not self.exchange.complete:
+                self.loop.call_later(max(0.0, self.app.limits.shutdown_seconds - 0.25), self._give_up)
+            return
+        quiet = time.monotonic() - (self.idle_since or 0.0)
+        if quiet < QUIET_SECONDS:
+            self.loop.call_later(QUIET_SECONDS - quiet, self.shutdown)
+        else:
+            self.transport.close()
 
-    def _give_up(self, exchange: Exchange) -> None:
-        if not exchange.complete:
+    def _give_up(self) -> None:
+        """The request that was arriving at shutdown never came whole."""
+        exchange = self.exchange
+        if self.receiving_since is None or self.transport.is_closing():
+            return
+        if exchange is None:
+            self.transport.close()
+        else:
             self._refuse(exchange, Draining("the server is shutting down and the request is not complete"))
 
     def sweep(self, now: float) -> None:
@@ -122,12 +143,21 @@ class LookupProtocol(HttpToolsProtocol):
             self._fail(408, f"the request did not arrive within {limits.request_seconds:g} seconds")
         elif self.idle_since is not None and now - self.idle_since > limits.keepalive_seconds:
             self.transport.close()
-        if self.transport.get_write_buffer_size() == 0:
+        left = self._num_unsent()
+        if left == 0:
             self._unsent = None
-        elif self._unsent is None or self._unsent[0] != self.num_replies:
-            self._unsent = self.num_replies, now
-        elif now - self._unsent[1] > limits.request_seconds:
+        elif self._unsent is None or self._unsent[0] != self.num_replies or self._unsent[1] - left >= LEAST_TAKEN:
+            self._unsent = self.num_replies, left, now
+        elif now - self._unsent[2] > limits.request_seconds:
             self.transport.abort()
+
+    def _num_unsent(self) -> int:
+        """Bytes that the client has not taken, here and in the kernel; 0 where nothing waits here."""
+        waiting: int = self.transport.get_write_buffer_size()
+        if waiting == 0:
+            return 0
+        queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        return waiting + int.from_bytes(queued, sys.byteorder)
 
     # What arrives
 
@@ -295,6 +325,7 @@ class LookupProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """uvicorn has answered: whose turn is it now?"""
         self.num_replies += 1
+        self.idle_since = time.monotonic()
         super().on_response_complete()
         if not self.pipeline:
             self._next()

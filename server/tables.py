@@ -132,6 +132,8 @@ class Registry:
         self.problem: str | None = None
         self._status: dict[Key, Status] = {}
         self._reported: set[str] = set()
+        self._seen: Survey | None = None
+        """What the latest look found."""
         self.withheld = Withheld(control)
         """Tables that were unloaded."""
         self._stop = threading.Event()
@@ -225,7 +227,8 @@ class Registry:
         if before.loaded and not survey.versions:
             raise StoreError(f"{self.store.root} has no tables any more")
         self._report(survey.damaged)
-        survey = _without(survey, self.withheld.read())
+        seen, self._seen = self._seen, survey
+        survey = _without(_with_vanished(survey, seen), self.withheld.read())
         loaded = dict(before.loaded)
         served = {key: self._serve(key, at, survey.releases, loaded, before) for key, at in survey.labels.items()}
         served |= {key: before.labels.get(key) for key in survey.unread}
@@ -332,6 +335,24 @@ class Registry:
         gc.unfreeze()
         gc.collect()
         gc.freeze()  # tables live long: keep the collector from walking them on the request path
+
+
+def _with_vanished(survey: Survey, before: Survey | None) -> Survey:
+    """A survey and what only the look before it found: a store that is being deleted, or replaced, loses it all soon.
+
+    What two looks in a row do not find is gone.
+    """
+    if before is None:
+        return survey
+    return replace(
+        survey,
+        versions={
+            name: sorted({*before.versions.get(name, ()), *survey.versions.get(name, ())})
+            for name in before.versions | survey.versions
+        },
+        labels={key: label for key, label in before.labels.items() if key not in survey.unread} | survey.labels,
+        releases=before.releases | survey.releases,
+    )
 
 
 def _without(survey: Survey, withheld: Set[str]) -> Survey:
