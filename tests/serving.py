@@ -14,8 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from forked import ForkedProcess
 
 START_SECONDS = 60
+
+
+def start(arguments: list[str], log: Path, env: dict[str, str]) -> ForkedProcess | subprocess.Popen[bytes]:
+    """`python -m embstore ARGUMENTS`, its output in `log`."""
+    if sys.platform == "linux" and "EMBSTORE_TEST_EXEC" not in os.environ:
+        return ForkedProcess(arguments, log, env)
+    with log.open("wb") as file:
+        command = [sys.executable, "-m", "embstore", *arguments]
+        return subprocess.Popen(command, stderr=file, stdout=file, env=env)
 
 
 class ServerProcess:
@@ -23,13 +33,12 @@ class ServerProcess:
 
     def __init__(self, store: Path, log: Path, env: dict[str, str] | None = None, **flags: Any) -> None:
         options = {"poll-seconds": 0.1, "drain-seconds": 0.2} | flags
-        self.log_path = log
-        command = [sys.executable, "-m", "embstore", "serve", "--store", str(store), "--port", "0"]
+        self.store, self.log_path = store, log
+        arguments = ["serve", "--store", str(store), "--port", "0"]
         for name, value in options.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
+            arguments += [f"--{name.replace('_', '-')}", str(value)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("EMBSTORE_")} | (env or {})
-        with log.open("wb") as file:
-            self.process = subprocess.Popen(command, stderr=file, stdout=file, env=environment)
+        self.process = start(arguments, log, environment)
         self.url = self._wait_for_address()
 
     @property

@@ -65,8 +65,7 @@ def options(scheme: str) -> list[str]:
 
 def server_store(server: ServerProcess) -> Path:
     """The folder a server serves."""
-    arguments = list(map(str, server.process.args))  # type: ignore[arg-type]
-    return Path(arguments[arguments.index("--store") + 1])
+    return server.store
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
