@@ -8,6 +8,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 import types
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -78,16 +79,19 @@ def contract(request: httpx.Request) -> httpx.Response:
 class Both:
     """Makes one call through either client, and gives what came of it."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.kind = kind
+        self.clock = clock
 
     def __call__(self, handler: Handler, call: Callable[[Any], Any], **options: Any) -> Any:
         if self.kind == "sync":
             with EmbeddingClient(transport=httpx.MockTransport(handler), **options) as client:
+                client._shared.clock = self.clock
                 return call(client)
 
         async def run() -> Any:
             async with AsyncEmbeddingClient(transport=httpx.MockTransport(handler), **options) as client:
+                client._shared.clock = self.clock
                 return await call(client)
 
         return asyncio.run(run())
@@ -142,7 +146,7 @@ def test_both_clients_agree(case: str) -> None:
             return contract(request)
 
         try:
-            return outcome(Both(kind)(handler, CASES[case])), sent
+            return outcome(Both(kind, lambda: 100.0)(handler, CASES[case])), sent
         except Exception as error:
             return type(error), str(error), {k: str(v) for k, v in vars(error).items()}, sent
 
@@ -198,6 +202,7 @@ def test_the_client_introduces_itself(through: Both) -> None:
         return contract(request)
 
     options = {"base_url": "https://rank.example:8443/", "api_key": "s3cret", "timeout_s": 0.25}
+    through.clock = lambda: 100.0
     through(handler, lambda client: client.lookup("item", [1]), **options)
     through(handler, lambda client: client.lookup("item", [1], timeout_s=0.0101), **options)
     headers = seen[0].headers

@@ -7,7 +7,8 @@
 ((3, 64), True, 7)
 """
 
-from ._clients import AsyncEmbeddingClient, EmbeddingClient
+from ._async import AsyncEmbeddingClient
+from ._bags import Bags
 from ._errors import (
     BodyTooLarge,
     Conflict,
@@ -37,11 +38,16 @@ from ._errors import (
     VersionNotFound,
     WrongDtype,
 )
+from ._near_cache import NearCache
+from ._observe import Observer
 from ._rows import ManyRows, Rows
+from ._settings import Hedge, Retries
+from ._sync import EmbeddingClient
 from ._version import __version__
 
 __all__ = [
     "AsyncEmbeddingClient",
+    "Bags",
     "BodyTooLarge",
     "Conflict",
     "ConnectionFailed",
@@ -50,16 +56,20 @@ __all__ = [
     "EmbeddingClient",
     "EmbstoreError",
     "Forbidden",
+    "Hedge",
     "IdOutOfRange",
     "InternalError",
     "LabelNotFound",
     "MalformedRequest",
     "ManyRows",
+    "NearCache",
     "NotFound",
     "NotReady",
+    "Observer",
     "Overloaded",
     "ProtocolError",
     "ReleaseNotFound",
+    "Retries",
     "Rows",
     "ServiceError",
     "TableNotFound",

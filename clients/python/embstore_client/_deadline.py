@@ -1,9 +1,10 @@
-"""One time budget for a whole call, spent phase by phase."""
+"""One time budget for a whole call, spent attempt by attempt and phase by phase."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 import httpx
 
@@ -11,25 +12,74 @@ _PHASES = ("connect", "read", "write", "pool")
 _SHORTEST_WAIT_S = 0.001  # a socket timeout of 0 would mean "do not block", which is another error
 
 
-class Deadline(Mapping[str, float]):
-    """What httpx takes as its four timeouts, each being whatever is left of the whole.
+class Abortable(Protocol):
+    """A connection that another thread can wake up and end."""
 
-    httpx asks this mapping at the start of every phase (pool, connect, write, read), so a slow connect leaves
-    less time to read. Within the body, `check` is called between chunks, so a server that trickles its answer
-    is noticed at the next chunk.
-    """
+    def abort(self, patience: Patience) -> None: ...
 
-    __slots__ = ("_clock", "_end", "timeout_s")
+
+class Deadline:
+    """When a call must have ended, whatever it takes."""
+
+    __slots__ = ("clock", "end", "timeout_s")
 
     def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.timeout_s = timeout_s
-        self._clock = clock
-        self._end = clock() + timeout_s
+        self.clock = clock
+        self.end = clock() + timeout_s
+
+    def left(self) -> float:
+        """Seconds that remain; 0 or less once the budget is spent."""
+        return self.end - self.clock()
+
+
+class Patience(Mapping[str, float]):
+    """What httpx takes as the four timeouts of one attempt, each being whatever is left of the whole call.
+
+    httpx asks this mapping at the start of every phase (pool, connect, write, read), so a slow connect leaves
+    less time to read. Within a phase, `DeadlineStream` asks again at every read and write; with any other transport
+    `check` is called between the chunks of a body, so a server that trickles its answer is noticed at the next chunk.
+
+    Attributes:
+        timeout_s: what was left when the attempt began.
+        cancelled: nobody waits for this attempt any more: every further phase fails at once.
+    """
+
+    __slots__ = ("_connect_share", "_connection", "_deadline", "cancelled", "timeout_s")
+
+    def __init__(self, deadline: Deadline, connect_share: float = 1.0) -> None:
+        self._deadline = deadline
+        self._connect_share = connect_share
+        self._connection: Abortable | None = None
+        self.timeout_s = max(deadline.left(), 0.0)
+        self.cancelled = False
+
+    def left(self) -> float:
+        """Seconds that a phase may take from now on."""
+        return _SHORTEST_WAIT_S if self.cancelled else max(self._deadline.left(), _SHORTEST_WAIT_S)
+
+    def check(self) -> None:
+        """Raise httpx's own timeout once the budget is spent."""
+        if self.cancelled or self._deadline.left() < 0:
+            raise httpx.ReadTimeout("the answer was not whole in time")
+
+    def travels_on(self, connection: Abortable) -> None:
+        """The connection that carries the attempt: what `cancel` ends."""
+        self._connection = connection
+        if self.cancelled:
+            connection.abort(self)
+
+    def cancel(self) -> None:
+        """End the attempt from another thread, and with it the connection that it is on."""
+        self.cancelled = True
+        if self._connection is not None:
+            self._connection.abort(self)
 
     def __getitem__(self, phase: str) -> float:
         if phase not in _PHASES:
             raise KeyError(phase)
-        return max(self._end - self._clock(), _SHORTEST_WAIT_S)
+        seconds = self.left()
+        return Seconds(seconds * self._connect_share if phase == "connect" else seconds, self)
 
     def __iter__(self) -> Iterator[str]:
         return iter(_PHASES)
@@ -37,7 +87,20 @@ class Deadline(Mapping[str, float]):
     def __len__(self) -> int:
         return len(_PHASES)
 
-    def check(self) -> None:
-        """Raise httpx's own timeout once the budget is spent."""
-        if self._clock() > self._end:
-            raise httpx.ReadTimeout("the answer was not whole in time")
+
+class Seconds(float):
+    """A timeout for any transport, which says to `DeadlineStream` whose patience it is."""
+
+    __slots__ = ("patience",)
+
+    patience: Patience
+
+    def __new__(cls, seconds: float, patience: Patience) -> Seconds:
+        self = super().__new__(cls, seconds)
+        self.patience = patience
+        return self
+
+
+def left_of(timeout: float | None) -> float | None:
+    """What remains now of a timeout that was given out earlier."""
+    return timeout.patience.left() if isinstance(timeout, Seconds) else timeout

@@ -2,7 +2,7 @@
 
     EmbstoreError
     ├── ServiceError              the server answered, and the answer was no
-    │   ├── MalformedRequest      400
+    │   ├── MalformedRequest      400, 405, 431
     │   ├── Unauthorized          401
     │   ├── Forbidden             403
     │   ├── NotFound              404   TableNotFound · VersionNotFound · LabelNotFound · ReleaseNotFound
@@ -13,7 +13,7 @@
     │   ├── Overloaded            429
     │   ├── InternalError         500
     │   ├── Unavailable           503   NotReady, and Draining under it
-    │   └── DeadlineExceeded      504
+    │   └── DeadlineExceeded      504, 408
     ├── ConnectionFailed          no answer: refused, reset, unknown host, bad certificate
     ├── Timeout                   no answer in time
     └── ProtocolError             an answer that breaks the contract
@@ -103,15 +103,24 @@ class Conflict(ServiceError):
 
 
 class TooLarge(ServiceError):
-    """The call is larger than the server allows, by `limit`: split it."""
+    """A request is larger than the server allows, `limit`, and splitting did not help: ask for less in one call.
+
+    Attributes:
+        asked: how many ids (or bags, where they are more) the refused request had, where that is known.
+    """
+
+    asked: int | None = None
 
 
 class TooManyIds(TooLarge):
-    """More ids in one call than the server allows, `limit`: split the ids into several calls."""
+    """A bag has more ids than one request may ask for, `limit`, or a reply has no room: ask for smaller bags, or less.
+
+    The ids of a call are split by the client; the ids of one bag are not.
+    """
 
 
 class BodyTooLarge(TooLarge):
-    """More bytes in one call than the server allows, `limit`: split the ids into several calls."""
+    """More bytes in one request than the server allows, `limit`: ask for shorter keys, or fewer ids in one call."""
 
 
 class UnsupportedMediaType(ServiceError):
@@ -167,11 +176,16 @@ class Timeout(EmbstoreError):
 
 
 class ProtocolError(EmbstoreError):
-    """The answer breaks the contract and cannot be trusted: check `base_url`, and both sides' versions."""
+    """The answer breaks the contract and cannot be trusted: check `base_url`, and both sides' versions.
+
+    A call for many tables that was answered from two releases is one of these: ask again.
+    """
 
 
 BY_CODE: dict[str, type[ServiceError]] = {
     "malformed_request": MalformedRequest,
+    "method_not_allowed": MalformedRequest,
+    "head_too_large": MalformedRequest,
     "unauthorized": Unauthorized,
     "forbidden": Forbidden,
     "not_found": NotFound,
@@ -191,7 +205,11 @@ BY_CODE: dict[str, type[ServiceError]] = {
     "internal": InternalError,
     "not_ready": NotReady,
     "draining": Draining,
+    "store_failed": Unavailable,
+    "device_failed": Unavailable,
     "deadline": DeadlineExceeded,
+    "deadline_exceeded": DeadlineExceeded,
+    "request_timeout": DeadlineExceeded,
 }
 
 BY_STATUS: dict[int, type[ServiceError]] = {
@@ -199,11 +217,14 @@ BY_STATUS: dict[int, type[ServiceError]] = {
     401: Unauthorized,
     403: Forbidden,
     404: NotFound,
+    405: MalformedRequest,
+    408: DeadlineExceeded,
     409: Conflict,
     413: TooLarge,
     415: UnsupportedMediaType,
     422: Unprocessable,
     429: Overloaded,
+    431: MalformedRequest,
     500: InternalError,
     502: Unavailable,  # a proxy that finds nobody behind it; to the caller the same as 503
     503: Unavailable,

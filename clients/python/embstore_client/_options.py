@@ -61,4 +61,4 @@ def check_on_missing(on_missing: str) -> None:
 
 def check_dtype(dtype: str) -> None:
     if dtype not in DTYPES:
-        raise ValueError(f"this client decodes dtype {' and '.join(DTYPES)}, not {dtype!r}")
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from ._bags import Asked, Given, asked_of
 from ._decode import rows_from_json, rows_from_octets
-from ._errors import ProtocolError
-from ._ids import Ids, normalize_ids
+from ._errors import ProtocolError, TooLarge
 from ._options import (
     DTYPE_DEFAULT,
     ON_MISSING_DEFAULT,
@@ -70,43 +70,52 @@ _GET_HEADERS = (("accept", JSON),)
 
 def build_lookup(
     table: str,
-    ids: Ids,
+    ids: Given,
     *,
     version: int | None = None,
     label: str | None = None,
     on_missing: str = ON_MISSING_DEFAULT,
     dtype: str = DTYPE_DEFAULT,
 ) -> Request[Rows]:
-    """The call that looks `ids` up: integers travel as octets, string keys as JSON; rows return as octets."""
+    """The call that looks `ids` up: integers travel as octets, keys and bags as JSON; rows return as octets."""
     check_on_missing(on_missing)
     check_dtype(dtype)
     if version is not None:
         version = check_version(version)
     path = lookup_path(table, version, label)
-    wire_ids = normalize_ids(ids)
-    parse = partial(parse_lookup, table=table, num_ids=len(wire_ids), dtype=dtype, version=version)
-    if isinstance(wire_ids, list):
-        fields = {"ids": wire_ids, "on_missing": on_missing, "dtype": dtype}
-        return Request("POST", path, _KEYS_HEADERS, _dump(fields), parse)
-    return Request("POST", path + lookup_query(on_missing, dtype), _BINARY_HEADERS, wire_ids.tobytes(), parse)
+    asked = asked_of(ids)
+    if asked.offsets is None:
+        parse = partial(parse_lookup, table=table, num_ids=len(asked.ids), dtype=dtype, version=version)
+        if not isinstance(asked.ids, list):
+            target = path + lookup_query(on_missing, dtype)
+            return Request("POST", target, _BINARY_HEADERS, asked.ids.tobytes(), parse)
+    else:
+        num_ids, num_rows = len(asked.ids), len(asked.offsets)
+        parse = partial(parse_lookup, table=table, num_ids=num_ids, num_rows=num_rows, dtype=dtype, version=version)
+    return Request("POST", path, _KEYS_HEADERS, _dump(_fields(asked, on_missing, dtype)), parse)
 
 
-def parse_lookup(reply: Reply, *, table: str, num_ids: int, dtype: str, version: int | None = None) -> Rows:
+def parse_lookup(
+    reply: Reply, *, table: str, num_ids: int, dtype: str, version: int | None = None, num_rows: int | None = None
+) -> Rows:
     """The rows in a lookup's answer, without copying them; an answer that is not exactly right is refused.
 
     Raises:
         ServiceError: the server answered with an error; the subclass says which.
         ProtocolError: the answer is truncated, mislabelled, or to another question.
     """
-    kind = _check_ok(reply)
+    kind = check_ok(reply, table, num_ids if num_rows is None else max(num_ids, num_rows))
     if kind == OCTETS:
-        return rows_from_octets(reply.headers, reply.body, num_ids=num_ids, dtype=dtype, version=version)
+        return rows_from_octets(
+            reply.headers, reply.body, num_ids=num_ids, num_rows=num_rows, dtype=dtype, version=version
+        )
     if kind != JSON:
         raise ProtocolError(f"rows must come as {OCTETS} or {JSON}, got {kind or 'no content type'!r}")
     return rows_from_json(
-        _load(reply.body),
+        load_json(reply.body),
         table=table,
         num_ids=num_ids,
+        num_rows=num_rows,
         dtype=dtype,
         version=version,
         release=reply.headers.get("x-embedding-release"),
@@ -115,63 +124,77 @@ def parse_lookup(reply: Reply, *, table: str, num_ids: int, dtype: str, version:
 
 
 def build_lookup_many(
-    ids_by_table: Mapping[str, Ids],
+    ids_by_table: Mapping[str, Given],
     *,
     release: str | None = None,
     on_missing: str = ON_MISSING_DEFAULT,
     dtype: str = DTYPE_DEFAULT,
 ) -> Request[ManyRows]:
-    """The call that looks ids up in several tables of one release, JSON both ways."""
+    """The call that looks ids up in several tables of one release, JSON both ways: where binary does not suit."""
     check_on_missing(on_missing)
     check_dtype(dtype)
+    if dtype == "int8":
+        raise ValueError("many tables in one call take dtype float32, float16 or bfloat16; int8 is for one table")
     if not ids_by_table:
         raise ValueError('name at least one table: {"item": [3, 14]}')
     path = "/v1/lookup" if release is None else f"/v1/releases/{segment('release', release)}/lookup"
-    tables: dict[str, Any] = {}
-    num_ids: dict[str, int] = {}
-    for table, ids in ids_by_table.items():
+    for table in ids_by_table:
         segment("table", table)
-        wire_ids = normalize_ids(ids)
-        num_ids[table] = len(wire_ids)
-        plain = wire_ids if isinstance(wire_ids, list) else wire_ids.tolist()
-        tables[table] = {"ids": plain, "on_missing": on_missing, "dtype": dtype}
-    parse = partial(parse_lookup_many, num_ids=num_ids, dtype=dtype, release=release)
+    asked = {table: asked_of(ids) for table, ids in ids_by_table.items()}
+    tables = {table: _fields(one, on_missing, dtype) for table, one in asked.items()}
+    parse = partial(parse_lookup_many, sizes=sizes_of(asked), dtype=dtype, release=release)
     return Request("POST", path, _JSON_HEADERS, _dump({"tables": tables}), parse)
 
 
-def parse_lookup_many(reply: Reply, *, num_ids: Mapping[str, int], dtype: str, release: str | None = None) -> ManyRows:
+def sizes_of(asked: Mapping[str, Asked]) -> dict[str, tuple[int, int]]:
+    """How many ids each table is asked for, and how many rows come back."""
+    return {table: (len(one.ids), one.num_rows) for table, one in asked.items()}
+
+
+def parse_lookup_many(
+    reply: Reply, *, sizes: Mapping[str, tuple[int, int]], dtype: str, release: str | None = None
+) -> ManyRows:
     """The rows of every table that was asked for; one wrong or absent table refuses the whole answer.
 
     Raises:
         ServiceError: the server answered with an error; the subclass says which.
-        ProtocolError: the answer is mislabelled, or to another question.
+        ProtocolError: the answer is mislabelled, to another question, or from two releases.
     """
-    document = _json_document(reply)
+    document = _json_document(reply, sum(map(max, sizes.values())))
     if not isinstance(document, dict):
         raise ProtocolError(f"the answer must be an object, got {document!r:.80}")
     answered = document.get("release")
     if answered is not None and not isinstance(answered, str):
         raise ProtocolError(f"`release` must be a string, got {answered!r:.80}")
-    if release is not None and answered != release:
-        raise ProtocolError(f"asked for release {release!r}, got {answered!r:.80}")
+    check_release(reply, answered, release)
     entries = document.get("tables")
-    if not isinstance(entries, dict) or entries.keys() != num_ids.keys():
+    if not isinstance(entries, dict) or entries.keys() != sizes.keys():
         got = sorted(entries) if isinstance(entries, dict) else entries
-        raise ProtocolError(f"asked for tables {sorted(num_ids)}, got {got!r:.200}")
+        raise ProtocolError(f"asked for tables {sorted(sizes)}, got {got!r:.200}")
     request_id = reply.headers.get("x-request-id")
     rows = {
         table: rows_from_json(
             entries[table],
             table=table,
-            num_ids=n,
+            num_ids=num_ids,
+            num_rows=num_rows,
             dtype=dtype,
             version=None,
             release=answered,
             request_id=request_id,
         )
-        for table, n in num_ids.items()
+        for table, (num_ids, num_rows) in sizes.items()
     }
     return ManyRows(rows, release=answered, request_id=request_id)
+
+
+def check_release(reply: Reply, answered: str | None, release: str | None) -> None:
+    """ProtocolError unless a many-table answer is from one release, and from the one that was asked for."""
+    if release is not None and answered != release:
+        raise ProtocolError(f"asked for release {release!r}, got {answered!r:.80}")
+    header = reply.headers.get("x-embedding-release", answered)
+    if header != answered:
+        raise ProtocolError(f"the answer names two releases, {answered!r:.80} and {header!r:.80}")
 
 
 def build_tables() -> Request[list[dict[str, Any]]]:
@@ -202,32 +225,51 @@ def parse_ready(reply: Reply) -> bool:
     """True for 200, False for 503; any other status means that this is no embstore, and raises."""
     if reply.status == 503:
         return False
-    _check_ok(reply)
+    check_ok(reply)
     return True
 
 
-def _check_ok(reply: Reply) -> str:
-    """The content type of a 200, without its parameters; anything but a 200 raises."""
+def check_ok(reply: Reply, table: str | None = None, size: int | None = None) -> str:
+    """The content type of a 200, without its parameters; anything but a 200 raises.
+
+    An error learns which `table` and how many ids were asked for, where the server does not say.
+    """
     if reply.status >= 400:
-        raise parse_problem(reply.status, reply.headers, reply.body)
+        error = parse_problem(reply.status, reply.headers, reply.body)
+        error.table = table if error.table is None else error.table
+        if isinstance(error, TooLarge):
+            error.asked = size
+        raise error
     if reply.status != 200:
         where = f", pointing at {reply.headers['location']:.200}" if "location" in reply.headers else ""
         raise ProtocolError(f"expected status 200, got {reply.status}{where}")
     return reply.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+def _fields(asked: Asked, on_missing: str, dtype: str) -> dict[str, Any]:
+    """One table's part of a JSON body."""
+    ids = asked.ids if isinstance(asked.ids, list) else asked.ids.tolist()
+    fields = {"ids": ids, "on_missing": on_missing, "dtype": dtype}
+    if asked.offsets is not None:
+        fields |= {"offsets": asked.offsets.tolist(), "pooling": asked.pooling}
+        if asked.weights is not None:
+            fields["weights"] = asked.weights.tolist()
+    return fields
+
+
 def _dump(document: Any) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def _load(body: bytes) -> Any:
+def load_json(text: bytes) -> Any:
+    """What JSON says; ProtocolError when it is none."""
     try:
-        return json.loads(body)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ProtocolError("the answer says it is JSON and is not") from error
 
 
-def _json_document(reply: Reply) -> Any:
-    if _check_ok(reply) != JSON:
+def _json_document(reply: Reply, size: int | None = None) -> Any:
+    if check_ok(reply, size=size) != JSON:
         raise ProtocolError(f"the answer must be {JSON}, got {reply.headers.get('content-type')!r:.80}")
-    return _load(reply.body)
+    return load_json(reply.body)

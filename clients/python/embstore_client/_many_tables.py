@@ -1,0 +1,92 @@
+"""A lookup of several tables: the request it takes, and the joining of several where one may not ask so much. No IO.
+
+All answers of one call are from one release. Where pieces were answered by different ones (a release came in between),
+what is not from the newest is asked again, pinned to that release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
+from typing import TypeAlias
+
+from ._bags import Asked
+from ._errors import ProtocolError
+from ._infer import build_infer_many, suits
+from ._pieces import Part, Piece, join, pack
+from ._plan import Plan
+from ._protocol import Request, build_lookup_many
+from ._rows import ManyRows, Rows
+
+_the_only_answer = itemgetter(0)
+_Pack: TypeAlias = dict[str, Piece]
+_Answered: TypeAlias = tuple[_Pack, ManyRows]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ManyCall:
+    """One lookup of several tables, checked."""
+
+    asked: Mapping[str, Asked]
+    release: str | None
+    on_missing: str
+    dtype: str
+
+    def plan_whole(self, limit: int) -> Plan[ManyRows]:
+        """One request, or several of at most `limit` ids each."""
+        if sum(one.size for one in self.asked.values()) <= limit:
+            return Plan((self._request(self.asked, self.release),), _the_only_answer)
+        frozen = {table: one.copy() for table, one in self.asked.items()}
+        return self._plan(pack(frozen, limit), [], self.release, last=False)
+
+    def _request(self, asked: Mapping[str, Asked], release: str | None) -> Request[ManyRows]:
+        """Binary where that suits, else JSON."""
+        build = build_infer_many if suits(asked, release, self.dtype) else build_lookup_many
+        return build(asked, release=release, on_missing=self.on_missing, dtype=self.dtype)
+
+    def _plan(self, asking: list[_Pack], known: list[_Answered], release: str | None, *, last: bool) -> Plan[ManyRows]:
+        requests = [self._request({table: piece.asked for table, piece in one.items()}, release) for one in asking]
+        return Plan(requests, partial(self._merge, asking, known, last))
+
+    def _merge(
+        self, asking: list[_Pack], known: list[_Answered], last: bool, answers: Sequence[ManyRows]
+    ) -> ManyRows | Plan[ManyRows]:
+        answered = known + list(zip(asking, answers, strict=True))
+        releases = {rows.release for _, rows in answered}
+        if len(releases) == 1 and (None not in releases or _agree(answered)):
+            return self._join(answered, releases.pop())
+        if last:
+            raise ProtocolError("the pieces of this call were answered by different versions twice; ask again")
+        newest = max((name for name in releases if name is not None), key=_age, default=None)
+        if newest is None:  # tables that were not published together have no release to pin
+            return self._plan(asking, [], None, last=True)
+        fresh = [one for one in answered if one[1].release == newest]
+        stale = [one for one, rows in answered if rows.release != newest]
+        return self._plan(stale, fresh, newest, last=True)
+
+    def _join(self, answered: list[_Answered], release: str | None) -> ManyRows:
+        whole = {}
+        for table, asked in self.asked.items():
+            pieces: list[tuple[Piece, Rows]] = [(one[table], rows[table]) for one, rows in answered if table in one]
+            if len(pieces) == 1:
+                whole[table] = pieces[0][1]
+            else:
+                parts = [Part.of(piece, rows) for piece, rows in pieces]
+                whole[table] = join(parts, asked.num_rows, len(asked.ids), self.dtype)
+        request_ids = [rows.request_id for _, rows in answered if rows.request_id is not None]
+        return ManyRows(whole, release=release, request_id=", ".join(request_ids) or None)
+
+
+def _agree(answered: list[_Answered]) -> bool:
+    """Whether each table was answered by one version."""
+    versions: dict[str, int] = {}
+    return all(
+        versions.setdefault(table, one.version) == one.version for _, many in answered for table, one in many.items()
+    )
+
+
+def _age(release: str) -> tuple[int, str]:
+    """Later releases are greater: their names are numbers that grow."""
+    return (int(release) if release.isascii() and release.isdigit() else -1, release)

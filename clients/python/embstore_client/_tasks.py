@@ -1,0 +1,177 @@
+"""How the async client carries a plan out: tasks, under asyncio or trio."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import anyio
+import httpx
+
+from ._attempts import Attempt, Attempts
+from ._clients import FAULTS, Shared
+from ._deadline import Deadline
+from ._errors import EmbstoreError, TooLarge
+from ._plan import Plan
+from ._protocol import Request
+
+T = TypeVar("T")
+
+
+class Tasks:
+    """The traffic of one async client."""
+
+    def __init__(self, shared: Shared, transport: httpx.AsyncBaseTransport) -> None:
+        self._shared, self._transport = shared, transport
+        self._closed = False
+
+    async def aclose(self) -> None:
+        """End all connections."""
+        self._closed = True
+        await self._transport.aclose()
+
+    async def call(
+        self,
+        operation: str,
+        make: Callable[[], Plan[T]],
+        timeout_s: float | None,
+        attempts: Callable[[Deadline], Attempts] | None = None,
+    ) -> T:
+        """What the plan of a call makes, within the deadline."""
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        deadline = self._shared.deadline(timeout_s)
+        try:
+            result = await self._planned(make, deadline, attempts or self._shared.attempts)
+        except BaseException as error:
+            self._shared.call_ended(operation, deadline, error)
+            raise
+        self._shared.call_ended(operation, deadline, None)
+        return result
+
+    async def _planned(
+        self, make: Callable[[], Plan[T]], deadline: Deadline, attempts: Callable[[Deadline], Attempts]
+    ) -> T:
+        """Carry out what `make` plans; in smaller pieces where the server teaches a smaller limit."""
+        while True:
+            try:
+                return await self._carry_out(self._shared.plan(make), deadline, attempts)
+            except TooLarge as error:
+                if not self._shared.planner.learn_limit(error):
+                    raise
+
+    async def _carry_out(self, plan: Plan[T], deadline: Deadline, attempts: Callable[[Deadline], Attempts]) -> T:
+        while True:
+            if len(plan.requests) > 1:
+                answers = await self._carry_all(plan.requests, deadline, attempts)
+            else:  # none where the near-cache knows everything
+                answers = [await self._carry(request, deadline, attempts) for request in plan.requests]
+            merged = plan.merge(answers)
+            if not isinstance(merged, Plan):
+                return merged
+            plan = merged
+
+    async def _carry_all(
+        self, requests: Sequence[Request[Any]], deadline: Deadline, attempts: Callable[[Deadline], Attempts]
+    ) -> list[Any]:
+        """The answers to requests that travel at the same time; the first error ends the call."""
+        answers: list[Any] = [None] * len(requests)
+        errors: list[Exception] = []
+
+        async def carry(i: int, request: Request[Any]) -> None:
+            try:
+                answers[i] = await self._carry(request, deadline, attempts)
+            except Exception as error:
+                errors.append(error)
+                group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            for i, request in enumerate(requests):
+                group.start_soon(carry, i, request)
+        if errors:
+            raise errors[0]
+        return answers
+
+    async def _carry(self, request: Request[T], deadline: Deadline, make_attempts: Callable[[Deadline], Attempts]) -> T:
+        attempts = make_attempts(deadline)
+        if self._shared.traffic.hedge is not None:
+            return await self._race(request, deadline, attempts)
+        while True:
+            step = attempts.step()
+            if not isinstance(step, Attempt):
+                await anyio.sleep(step)
+                continue
+            try:
+                answer = await self._try(request, step, deadline)
+            except EmbstoreError as error:
+                attempts.failed(step, error)
+            except BaseException:
+                attempts.dropped(step)
+                raise
+            else:
+                attempts.answered(step)
+                return answer
+
+    async def _race(self, request: Request[T], deadline: Deadline, attempts: Attempts) -> T:
+        """Attempts in tasks of their own, so that a second one can start while the first waits."""
+        ended: deque[tuple[Attempt, T | None, Exception | None]] = deque()
+        news = anyio.Event()
+
+        async def travel(attempt: Attempt) -> None:
+            try:
+                ended.append((attempt, await self._try(request, attempt, deadline), None))
+            except Exception as error:
+                ended.append((attempt, None, error))
+            news.set()
+
+        running: list[Attempt] = []
+        result: list[T] = []
+        failure: Exception | None = None
+        try:
+            async with anyio.create_task_group() as group:
+                while not result and failure is None:
+                    try:
+                        step = attempts.step()
+                        if isinstance(step, Attempt):
+                            running.append(step)
+                            group.start_soon(travel, step)
+                            continue
+                        with anyio.move_on_after(step):
+                            await news.wait()
+                        while ended and not result:
+                            attempt, answer, error = ended.popleft()
+                            if error is None:
+                                running.remove(attempt)
+                                attempts.answered(attempt)
+                                result.append(answer)  # type: ignore[arg-type] # without an error there is an answer
+                            elif isinstance(error, EmbstoreError):
+                                running.remove(attempt)
+                                attempts.failed(attempt, error)
+                            else:
+                                raise error
+                        news = anyio.Event()
+                    except Exception as error:
+                        failure = error
+                group.cancel_scope.cancel()
+        finally:
+            for attempt in running:
+                attempts.dropped(attempt)
+        if failure is not None:
+            raise failure
+        return result[0]
+
+    async def _try(self, request: Request[T], attempt: Attempt, deadline: Deadline) -> T:
+        shared, patience, chunks = self._shared, attempt.patience, []
+        try:
+            with anyio.fail_after(patience.left()):
+                response = await self._transport.handle_async_request(shared.http_request(request, attempt))
+                try:
+                    async for chunk in response.aiter_bytes():
+                        patience.check()
+                        chunks.append(chunk)
+                finally:
+                    await response.aclose()
+        except (*FAULTS, TimeoutError) as fault:
+            raise shared.error_of(fault, attempt, deadline) from fault
+        return shared.parse(request, response, chunks)

@@ -1,0 +1,171 @@
+"""How the sync client carries a plan out: blocking sockets, and threads where several things travel at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+import httpx
+
+from ._attempts import Attempt, Attempts
+from ._clients import FAULTS, Shared
+from ._deadline import Deadline
+from ._errors import EmbstoreError, Timeout, TooLarge
+from ._plan import Plan
+from ._protocol import Request
+
+T = TypeVar("T")
+_Outcome = tuple[Attempt, T | None, BaseException | None]
+
+_PARTS_AT_ONCE = 32
+_ATTEMPTS_AT_ONCE = 200  # two for every connection: a hedged call that has to wait for a thread is late already
+
+
+class Threads:
+    """The traffic of one sync client."""
+
+    def __init__(self, shared: Shared, transport: httpx.BaseTransport) -> None:
+        self._shared, self._transport = shared, transport
+        self._closed = False
+        # A thread starts when there is work for it and none is idle, so an unused pool costs nothing.
+        self._parts = ThreadPoolExecutor(_PARTS_AT_ONCE, "embstore-part")
+        self._attempts = ThreadPoolExecutor(_ATTEMPTS_AT_ONCE, "embstore-attempt")
+
+    def close(self) -> None:
+        """End all connections."""
+        self._closed = True
+        self._parts.shutdown(wait=False, cancel_futures=True)
+        self._attempts.shutdown(wait=False, cancel_futures=True)
+        self._transport.close()
+
+    def call(
+        self,
+        operation: str,
+        make: Callable[[], Plan[T]],
+        timeout_s: float | None,
+        attempts: Callable[[Deadline], Attempts] | None = None,
+    ) -> T:
+        """What the plan of a call makes, within the deadline."""
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        deadline = self._shared.deadline(timeout_s)
+        try:
+            result = self._planned(make, deadline, attempts or self._shared.attempts)
+        except BaseException as error:
+            self._shared.call_ended(operation, deadline, error)
+            raise
+        self._shared.call_ended(operation, deadline, None)
+        return result
+
+    def _planned(self, make: Callable[[], Plan[T]], deadline: Deadline, attempts: Callable[[Deadline], Attempts]) -> T:
+        """Carry out what `make` plans; in smaller pieces where the server teaches a smaller limit."""
+        while True:
+            try:
+                return self._carry_out(self._shared.plan(make), deadline, attempts)
+            except TooLarge as error:
+                if not self._shared.planner.learn_limit(error):
+                    raise
+
+    def _carry_out(self, plan: Plan[T], deadline: Deadline, attempts: Callable[[Deadline], Attempts]) -> T:
+        while True:
+            if len(plan.requests) > 1:
+                answers = self._carry_all(plan.requests, deadline, attempts)
+            else:  # none where the near-cache knows everything
+                answers = [self._carry(request, deadline, attempts) for request in plan.requests]
+            merged = plan.merge(answers)
+            if not isinstance(merged, Plan):
+                return merged
+            plan = merged
+
+    def _carry_all(
+        self, requests: Sequence[Request[Any]], deadline: Deadline, attempts: Callable[[Deadline], Attempts]
+    ) -> list[Any]:
+        """The answers to requests that travel at the same time; the first error ends the call."""
+        futures: list[Future[Any]] = [
+            self._parts.submit(copy_context().run, self._carry, request, deadline, attempts) for request in requests
+        ]
+        try:
+            done, late = wait(futures, max(deadline.left(), 0.0), FIRST_EXCEPTION)
+            failed = next((future for future in futures if future in done and future.exception()), None)
+            if failed is not None:
+                failed.result()
+            if late:
+                raise Timeout(f"no whole answer within {deadline.timeout_s:g} s", timeout_s=deadline.timeout_s)
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _carry(self, request: Request[T], deadline: Deadline, make_attempts: Callable[[Deadline], Attempts]) -> T:
+        attempts = make_attempts(deadline)
+        if self._shared.traffic.hedge is not None:
+            return self._race(request, deadline, attempts)
+        while True:
+            step = attempts.step()
+            if not isinstance(step, Attempt):
+                time.sleep(step)
+                continue
+            try:
+                answer = self._try(request, step, deadline)
+            except EmbstoreError as error:
+                attempts.failed(step, error)
+            except BaseException:
+                attempts.dropped(step)
+                raise
+            else:
+                attempts.answered(step)
+                return answer
+
+    def _race(self, request: Request[T], deadline: Deadline, attempts: Attempts) -> T:
+        """Attempts in threads of their own, so that a second one can start while the first waits."""
+        ended: SimpleQueue[_Outcome[T]] = SimpleQueue()
+
+        def travel(attempt: Attempt) -> None:
+            try:
+                ended.put((attempt, self._try(request, attempt, deadline), None))
+            except BaseException as error:
+                ended.put((attempt, None, error))
+
+        running: list[Attempt] = []
+        try:
+            while True:
+                step = attempts.step()
+                if isinstance(step, Attempt):
+                    running.append(step)
+                    self._attempts.submit(copy_context().run, travel, step)
+                    continue
+                try:
+                    attempt, answer, error = ended.get(timeout=step)
+                except Empty:
+                    continue
+                if isinstance(error, EmbstoreError):
+                    running.remove(attempt)
+                    attempts.failed(attempt, error)
+                elif error is not None:
+                    raise error
+                else:
+                    running.remove(attempt)
+                    attempts.answered(attempt)
+                    return answer  # type: ignore[return-value] # an attempt without an error has its answer
+        finally:
+            for attempt in running:
+                attempt.patience.cancel()
+                attempts.dropped(attempt)
+
+    def _try(self, request: Request[T], attempt: Attempt, deadline: Deadline) -> T:
+        shared, patience, chunks = self._shared, attempt.patience, []
+        try:
+            response = self._transport.handle_request(shared.http_request(request, attempt))
+            try:
+                for chunk in response.iter_bytes():
+                    patience.check()
+                    chunks.append(chunk)
+            finally:
+                response.close()
+        except FAULTS as fault:
+            raise shared.error_of(fault, attempt, deadline) from fault
+        return shared.parse(request, response, chunks)
