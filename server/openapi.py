@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from server.codec import OCTET_STREAM
-from server.openapi_schemas import DTYPE_NAME, ON_MISSING_NAME, POSITIVE, SCHEMAS, TEXT
+from server.openapi_schemas import POSITIVE, SCHEMAS, TEXT
 from server.request import MAX_TIMEOUT_MS
 
 _JSON = "application/json"
 _PROBLEM = "application/problem+json"
+_V2 = "open inference"
 _FASTAPI_ONLY = ("HTTPValidationError", "ValidationError")
 
+TITLE = "embstore API"
+"""Generators name a client after it, and `embstore_client` is the name of one that exists."""
 ERRORS = {
     400: "Malformed",
     401: "An API key is needed",
@@ -50,10 +53,7 @@ _VERSION = _parameter("version", "path", POSITIVE, "A loaded version.")
 _LABEL = _parameter("label", "path", TEXT, "A label of the table.")
 _RELEASE = _parameter("release", "path", TEXT, "A loaded release.")
 _MODEL = _parameter("model", "path", TEXT, "Name of a table; `embstore` for many tables at once.")
-_OPTIONS = [
-    _parameter("on_missing", "query", ON_MISSING_NAME, "What ids get that are not there (octet-stream bodies)."),
-    _parameter("dtype", "query", DTYPE_NAME, "Type of the rows (octet-stream bodies)."),
-]
+_IN_PATHS = {parameter["name"]: parameter for parameter in (_TABLE, _VERSION, _LABEL, _RELEASE, _MODEL)}
 _REQUEST_HEADERS = [
     _parameter("X-Request-ID", "header", TEXT, "Up to 128 printable ASCII characters; comes back in the reply."),
     _parameter(
@@ -74,6 +74,12 @@ _JSON_LENGTH = _parameter(
 
 def _ref(name: str) -> dict[str, Any]:
     return {"schema": {"$ref": f"#/components/schemas/{name}"}}
+
+
+_OPTIONS = [  # no defaults here: generated clients would send them with JSON bodies, which have their own
+    _parameter("on_missing", "query", _ref("OnMissing")["schema"], "For octet-stream bodies; JSON has it in the body."),
+    _parameter("dtype", "query", _ref("Dtype")["schema"], "For octet-stream bodies; JSON has it in the body."),
+]
 
 
 def _bytes(description: str) -> dict[str, Any]:
@@ -107,7 +113,6 @@ def _call(
         "operationId": operation,
         "tags": [tag],
         "summary": summary,
-        "security": [{}, *({name: []} for name in _SECURITY)],
         "parameters": [*parameters, *_REQUEST_HEADERS],
         "requestBody": {"required": True, "content": request},
         "responses": replies,
@@ -137,7 +142,7 @@ def _lookup_one(operation: str, *path: dict[str, Any]) -> dict[str, Any]:
                 "description": "One row per id, in the order of the ids, or one per bag where there are `offsets`. "
                 "JSON is answered in JSON, or with binary rows when it says `Accept: application/octet-stream`.",
                 "headers": _headers(*_REPLY_HEADERS),
-                "content": {_JSON: _ref("Vectors"), OCTET_STREAM: _bytes(rows)},
+                "content": {_JSON: _ref("LookupReply"), OCTET_STREAM: _bytes(rows)},
             },
             **_errors(409),
         },
@@ -155,7 +160,7 @@ def _lookup_many(operation: str, *path: dict[str, Any]) -> dict[str, Any]:
             "200": {
                 "description": "One entry per table.",
                 "headers": _headers("X-Embedding-Release", "X-Request-ID"),
-                "content": {_JSON: _ref("ManyVectors")},
+                "content": {_JSON: _ref("ManyLookupReply")},
             },
             **_errors(409),
         },
@@ -168,7 +173,7 @@ def _infer(operation: str, *path: dict[str, Any]) -> dict[str, Any]:
     return _call(
         operation,
         "Vectors by the Open Inference Protocol",
-        "open inference",
+        _V2,
         [_MODEL, *path, _JSON_LENGTH],
         {_JSON: _ref("InferRequest") | {"example": example}, OCTET_STREAM: _bytes(tensors)},
         {
@@ -182,11 +187,13 @@ def _infer(operation: str, *path: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _probe(operation: str, summary: str) -> dict[str, Any]:
+def _probe(operation: str, summary: str, tag: str = "operations", *, can_fail: bool = True) -> dict[str, Any]:
+    """A question that needs no key."""
     replies: dict[str, Any] = {"200": {"description": "Yes.", "content": {_JSON: _ref("Health")}}}
-    if operation != "livez":
+    if can_fail:
         replies["503"] = {"description": "No, and why.", "content": {_JSON: _ref("Health")}}
-    return {"get": {"operationId": operation, "tags": ["operations"], "summary": summary, "responses": replies}}
+    call = {"operationId": operation, "tags": [tag], "summary": summary, "security": [], "responses": replies}
+    return {"get": call}
 
 
 PATHS: dict[str, Any] = {
@@ -197,20 +204,44 @@ PATHS: dict[str, Any] = {
     "/v1/releases/{release}/lookup": {"post": _lookup_many("lookup_release", _RELEASE)},
     "/v2/models/{model}/infer": {"post": _infer("infer")},
     "/v2/models/{model}/versions/{version}/infer": {"post": _infer("infer_version", _VERSION)},
-    "/livez": _probe("livez", "The process runs and answers."),
-    "/startupz": _probe("startupz", "The store was looked at for the first time."),
-    "/readyz": _probe("readyz", "Traffic is welcome: every table has just answered a lookup with the right vectors."),
+    "/livez": _probe("livez", "The process runs and answers", can_fail=False),
+    "/startupz": _probe("startupz", "The store was looked at for the first time"),
+    "/readyz": _probe("readyz", "Traffic is welcome: every table has just answered a lookup with the right vectors"),
+    "/v2/health/live": _probe("server_live", "The same as /livez", _V2, can_fail=False),
+    "/v2/health/ready": _probe("server_ready", "The same as /readyz", _V2),
 }
-REPLIES = {"/v1/tables": "Tables", "/v1/tables/{table}": "TableInFull", "/v1/tables/{table}/versions": "Versions"}
-"""What FastAPI's calls of ours answer, by path."""
+_OF_VERSION = "/versions/{version}"
+REPLIES = {
+    "/v1/tables": "TableList",
+    "/v1/tables/{table}": "TableInFull",
+    "/v1/tables/{table}/versions": "VersionList",
+    "/v1/tables/{table}/labels/{label}": "Label",
+    "/v2": "ServerMetadata",
+    "/v2/models/{model}": "ModelMetadata",
+    "/v2/models/{model}/ready": "ModelReady",
+    "/v2/models/{model}/config": "ModelConfig",
+    "/v2/repository/index": "RepositoryIndex",
+    "/v2/repository/models/{model}/load": "ModelChanged",
+    "/v2/repository/models/{model}/unload": "ModelChanged",
+}
+"""What FastAPI's calls of ours answer, by path; the same for one version."""
+BODIES = {
+    "/v1/tables/{table}/labels/{label}": "LabelMove",
+    "/v2/repository/index": "RepositoryFilter",
+    "/v2/repository/models/{model}/load": "ModelChange",
+    "/v2/repository/models/{model}/unload": "ModelChange",
+}
+"""What they take."""
 
 
 def with_lookups(document: dict[str, Any]) -> dict[str, Any]:
     """FastAPI's document with the calls of the request street in it, and every error in its one shape."""
+    document["info"]["title"] = TITLE
     for path, calls in document["paths"].items():
         for call in calls.values():
-            _settle(path, call["responses"])
+            _settle(path, call)
     document["paths"] = PATHS | document["paths"]
+    document["security"] = [{}, *({name: []} for name in _SECURITY)]
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for name in _FASTAPI_ONLY:
@@ -220,15 +251,26 @@ def with_lookups(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _settle(path: str, replies: dict[str, Any]) -> None:
-    """Describe what a call of FastAPI's really answers: its body, and problems where FastAPI would say 422."""
-    if path in REPLIES:
-        replies["200"]["content"] = {_JSON: _ref(REPLIES[path])}
-    elif path == "/metrics":
+def _settle(path: str, call: dict[str, Any]) -> None:
+    """Describe what a call of FastAPI's really is: its name, what it takes, and what it answers."""
+    call["operationId"] = call["summary"].lower().replace(" ", "_") + ("_version" if _OF_VERSION in path else "")
+    call["summary"] = call.pop("description").rstrip(".")
+    call["parameters"] = [parameter for name, parameter in _IN_PATHS.items() if f"{{{name}}}" in path]
+    of_latest = path.replace(_OF_VERSION, "")
+    if of_latest in BODIES:
+        required = of_latest.startswith("/v1/")
+        call["requestBody"] = {"required": required, "content": {_JSON: _ref(BODIES[of_latest])}}
+    replies = call["responses"]
+    if path == "/metrics":
         replies["200"]["content"] = {"text/plain": {"schema": TEXT}}
+        call["security"] = []
+        return
+    replies["200"] = {"description": "Done."} | replies["200"] | {"content": {_JSON: _ref(REPLIES[of_latest])}}
     if any(name in str(replies.get("422")) for name in _FASTAPI_ONLY):
         replies.pop("422")
-    if "{" in path:
-        schema = "InferProblem" if path.startswith("/v2/") else "Problem"
-        for status in (400, 404):
-            replies.setdefault(str(status), _problem(status, schema))
+    schema = "InferProblem" if path.startswith("/v2") else "Problem"
+    for status in (400, 401, 404, 503) if "{" in path else (401, 503):
+        replies.setdefault(str(status), {})
+    for status in replies:
+        if status != "200":
+            replies[status] = _problem(int(status), schema) | replies[status]
