@@ -16,6 +16,7 @@ from embstore.bench.command import app as bench
 from embstore.compress.command import compress
 from embstore.errors import ConfigError, Conflict, EmbstoreError, NotFound, VerificationFailed
 from embstore.render import console, curl_lines, facts, listing, show, training_table, vectors_table
+from loadtest.command import loadtest_app
 
 app = typer.Typer(
     name="embstore",
@@ -159,6 +160,7 @@ def publish(
 
 app.command()(compress)
 app.add_typer(bench, name="bench")
+app.add_typer(loadtest_app, name="loadtest")
 
 
 @app.command("list")

@@ -5,112 +5,157 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator
 
-from loadtest.plan import LoadError, Plan, due_times
-from loadtest.replies import Connection
-from loadtest.report import Report
+from loadtest.alarm import Alarm
+from loadtest.calls import Asked, Caller, Engine, Request, Version
+from loadtest.plan import LoadError
+from loadtest.recorder import SECOND, Recorder
 
 CONNECT_SECONDS = 10.0
+CONNECTS_AT_ONCE = 32
 RECONNECT_SECONDS = 0.02
 LINGER_SECONDS = 5.0
-SPIN_NS = 2_000_000
-"""Closer than this, a due time is waited for awake: timers of the event loop are milliseconds."""
+"""For what is in flight at the end, where there is no timeout."""
+CLOSE_SECONDS = 2.0
+STOP_SECONDS = 0.5
+"""For what is in flight when the run is stopped."""
+BEHIND_SECONDS = 0.5
+"""An open loop that is still so far behind at the end sends no more."""
 SENDS_AT_ONCE = 32
 """Then replies are read, even when the generator is behind."""
 
 
 class Load:
-    """What both loops share: connections that come and go, and what is counted."""
+    """What both loops share: callers that come and go, and time that passes.
 
-    mode = ""
+    timeout: seconds after which a request has failed, from its intended start (None: none, but LINGER_SECONDS).
+    busy: the share of a core that the measurement took; unsent: requests that were due and never sent;
+    stopped: when it was stopped, in nanoseconds, None where it came to its end.
+    """
 
-    def __init__(self, plan: Plan, requests: Sequence[bytes]) -> None:
-        self.plan, self.requests, self.at = plan, requests, 0
-        self.report = Report(mode=self.mode, seconds=plan.seconds, connections=plan.connections, rate=plan.rate)
-        self.buffer = bytearray(1 << 18)
-        self.connections: set[Connection] = set()
+    def __init__(
+        self, engine: Engine, recorder: Recorder, *, connections: int, timeout: float | None, address: tuple[str, int]
+    ) -> None:
+        self.engine, self.recorder, self.connections, self.timeout = engine, recorder, connections, timeout
+        self.address = address
+        self.callers: set[Caller] = set()
         self.tasks: set[asyncio.Task[None]] = set()
-        self.since = self.until = 0
         self.running = False
+        self.stopped: int | None = None
+        self.error: BaseException | None = None
+        self.ended = asyncio.get_running_loop().create_future()
+        self.busy, self.unsent = 0.0, 0
 
     async def connect(self) -> None:
         """Open every connection; LoadError when the server cannot be reached."""
-        host, port = self.plan.address
+        where = f"{self.address[0]}:{self.address[1]}"
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                for _ in range(self.plan.connections):
-                    await self._open_one()
+                for at in range(0, self.connections, CONNECTS_AT_ONCE):
+                    num = min(CONNECTS_AT_ONCE, self.connections - at)
+                    await asyncio.gather(*(self.engine.open(self) for _ in range(num)))
         except TimeoutError:
-            raise LoadError(f"cannot connect to {host}:{port} in {CONNECT_SECONDS:g} s") from None
+            raise LoadError(f"cannot connect to {where} in {CONNECT_SECONDS:g} s") from None
         except OSError as error:
-            raise LoadError(f"cannot connect to {host}:{port}: {error.strerror or error}") from error
+            raise LoadError(f"cannot connect to {where}: {error.strerror or error}") from error
 
-    async def _open_one(self) -> None:
+    async def run(self) -> None:
+        """The whole measurement, and what is still in flight then; LoadError when the generator itself failed."""
         loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: Connection(self, self.buffer), *self.plan.address)
-
-    async def run(self) -> Report:
-        """The whole measurement."""
-        begin = time.perf_counter_ns()
-        self.since = begin + int(self.plan.warmup * 1e9)
-        self.until = self.since + int(self.plan.seconds * 1e9)
         self.running = True
-        await self.drive()
+        cpu: list[tuple[float, float]] = []
+        ahead = (self.recorder.begin - time.perf_counter_ns()) / SECOND
+        timer = loop.call_later(max(0.0, ahead), lambda: cpu.append((time.process_time(), time.perf_counter())))
+        self.expire()
+        try:
+            await self.drive()
+        except Exception as error:
+            self.broken(error)
+        timer.cancel()
+        for used, since in cpu:
+            self.busy = (time.process_time() - used) / max(time.perf_counter() - since, 1e-9)
+        await self._linger()
         self.running = False
-        return self.report
+        if self.error is not None:
+            raise LoadError(f"the generator failed: {type(self.error).__name__}: {self.error}") from self.error
+
+    async def _linger(self) -> None:
+        """Wait for what is in flight; what has no reply then is `unanswered`."""
+        end = time.perf_counter_ns() + int(((self.timeout or LINGER_SECONDS) + 0.2) * SECOND)
+        while self._in_flight() and (now := time.perf_counter_ns()) < end:
+            if self.stopped is not None and now > self.stopped + STOP_SECONDS * SECOND:
+                break
+            await asyncio.sleep(0.005)
+        for asked in self._in_flight():
+            self.failed(asked, "unanswered")
+
+    def _in_flight(self) -> list[Asked]:
+        """Requests without a reply."""
+        return [caller.asked for caller in self.callers if caller.asked is not None]
+
+    def stop(self) -> None:
+        """Send no more; `run` returns soon, whatever is in flight."""
+        self.stopped = self.stopped or time.perf_counter_ns()
+        self.send_no_more()
+
+    def send_no_more(self) -> None:
+        """What is in flight may still be answered."""
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def broken(self, error: BaseException) -> None:
+        """End: the generator itself failed."""
+        self.error = self.error or error
+        self.stop()
 
     async def drive(self) -> None:
         """Make the load until its end."""
         raise NotImplementedError
 
-    def ready(self, connection: Connection) -> None:
-        """A connection can take a request."""
+    def ready(self, caller: Caller) -> None:
+        """A caller can take a request."""
         raise NotImplementedError
 
-    def next_request(self) -> bytes:
-        """The requests in turn."""
-        self.at = at = self.at + 1 if self.at + 1 < len(self.requests) else 0
-        return self.requests[at]
-
-    def counts(self, due: int, now: int) -> bool:
-        """Whether a request belongs to the measurement."""
+    def refused(self) -> None:
+        """An attempt to open a connection again failed."""
         raise NotImplementedError
 
-    def replied(self, due: int, sent: int, status: int, num_bytes: int, retry_after: bool) -> None:
+    def next_request(self, now: int) -> Request:
+        """What to send now."""
+        return self.engine.next((now - self.recorder.begin) / SECOND)
+
+    def replied(
+        self, asked: Asked, status: int, num_bytes: int, retry_after: bool, problem: str | None, version: Version | None
+    ) -> None:
         """A whole reply is there."""
-        now = time.perf_counter_ns()
-        if self.running and self.counts(due, now):
-            report = self.report
-            ok = 200 <= status < 300
-            report.statuses[status] += 1
-            report.num_bytes += num_bytes
-            (report.latency if ok else report.refused).record(now - due)
-            if ok:
-                report.service.record(now - sent)
-            if retry_after:
-                report.retry_after += 1
-            if now < self.until:
-                report.in_time += 1
-                report.ok_in_time += ok
+        done = time.perf_counter_ns()
+        if problem:
+            self.recorder.mislabelled(asked.due, asked.request.kind, problem)
+            return
+        self.recorder.replied(asked.due, asked.sent, done, asked.request.kind, status, num_bytes, retry_after)
+        if version:
+            self.recorder.version(*version, done)
 
-    def failed(self, due: int, kind: str) -> None:
+    def failed(self, asked: Asked, kind: str) -> None:
         """A request will get no reply."""
-        if self.running and self.counts(due, time.perf_counter_ns()):
-            self.report.errors[kind] += 1
+        self.recorder.failed(asked.due, asked.request.kind, kind)
 
-    def made(self, connection: Connection) -> None:
+    def made(self, caller: Caller) -> None:
         """A connection is open."""
-        self.connections.add(connection)
-        self.ready(connection)
+        self.callers.add(caller)
+        self.ready(caller)
 
-    def lost(self, connection: Connection) -> None:
-        """A connection is gone; another takes its place."""
-        self.connections.discard(connection)
+    def reconnected(self) -> None:
+        """A caller opened a further connection."""
+        self.recorder.reconnects += 1
+
+    def lost(self, caller: Caller, *, answered: bool) -> None:
+        """A connection is gone; another takes its place, not at once where the server wants no more."""
+        self.callers.discard(caller)
         if self.running:
-            self.report.reconnects += 1
-            pause = 0.0 if connection.status else RECONNECT_SECONDS  # it never had a reply: the server wants no more
-            task = asyncio.get_running_loop().create_task(self._open_again(pause))
+            self.reconnected()
+            task = asyncio.get_running_loop().create_task(self._open_again(0.0 if answered else RECONNECT_SECONDS))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
 
@@ -120,128 +165,137 @@ class Load:
             if not self.running:
                 return
             try:
-                return await self._open_one()
+                return await self.engine.open(self)
             except OSError:
-                self.report.errors["connect"] += 1
+                self.refused()
                 pause = RECONNECT_SECONDS
 
     def expire(self) -> None:
-        """Fail what was sent, or has waited to be sent, too long ago, and look again a little later."""
-        if self.plan.timeout is None or not self.running:
+        """Fail what was due too long ago, and look again a little later."""
+        if self.timeout is None or not self.running:
             return
-        oldest = time.perf_counter_ns() - int(self.plan.timeout * 1e9)
-        for connection in list(self.connections):
-            if connection.due is not None and connection.sent < oldest:
-                connection.fail("timeout")
+        oldest = time.perf_counter_ns() - int(self.timeout * SECOND)
+        for caller in list(self.callers):
+            if caller.asked is not None and caller.asked.due < oldest:
+                caller.fail("timeout")
         self.expire_queue(oldest)
-        asyncio.get_running_loop().call_later(min(0.1, self.plan.timeout / 10), self.expire)
+        asyncio.get_running_loop().call_later(min(0.1, self.timeout / 10), self.expire)
 
     def expire_queue(self, oldest: int) -> None:
         """Fail what was due before `oldest` and is not sent yet."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Leave no connection and no task."""
         self.running = False
         for task in self.tasks:
             task.cancel()
-        for connection in list(self.connections):
-            connection.close()
+        for caller in list(self.callers):
+            caller.close()
+        end = time.perf_counter() + CLOSE_SECONDS
+        while self.callers and time.perf_counter() < end:
+            await asyncio.sleep(0.001)
 
 
 class ClosedLoop(Load):
-    """Each connection sends when it was answered."""
-
-    mode = "closed"
+    """Each caller sends when it was answered."""
 
     async def drive(self) -> None:
-        for connection in list(self.connections):
-            self.ready(connection)
-        self.expire()
-        await asyncio.sleep((self.since - time.perf_counter_ns()) / 1e9)
-        begin, cpu = time.perf_counter(), time.process_time()
-        await asyncio.sleep((self.until - time.perf_counter_ns()) / 1e9)
-        self.report.busy = (time.process_time() - cpu) / (time.perf_counter() - begin)
+        for caller in list(self.callers):
+            self.ready(caller)
+        left = (self.recorder.end - time.perf_counter_ns()) / SECOND
+        await asyncio.wait([self.ended], timeout=max(0.0, left))
+        self.send_no_more()
 
-    def ready(self, connection: Connection) -> None:
-        if self.running:
-            self.report.offered += (now := time.perf_counter_ns()) >= self.since
-            connection.send(now, self.next_request())
+    def ready(self, caller: Caller) -> None:
+        if self.running and not self.ended.done():
+            now = time.perf_counter_ns()
+            request = self.next_request(now)
+            self.recorder.offered(now, request.kind)
+            caller.send(Asked(now, request))
 
-    def counts(self, due: int, now: int) -> bool:  # noqa: ARG002
-        return self.since <= now < self.until
+    def refused(self) -> None:
+        """A caller that finds no server has failed, and tries again."""
+        if not self.ended.done():
+            now = time.perf_counter_ns()
+            request = self.next_request(now)
+            self.recorder.offered(now, request.kind)
+            self.recorder.failed(now, request.kind, "connect")
 
 
 class OpenLoop(Load):
-    """Requests are sent when they are due, as far as connections are free."""
+    """Requests are sent when they are due, as far as callers are free. `schedule`: when, in nanoseconds."""
 
-    mode = "open"
-
-    def __init__(self, plan: Plan, requests: Sequence[bytes]) -> None:
-        super().__init__(plan, requests)
-        self.free: deque[Connection] = deque()
-        self.waiting: deque[int] = deque()
+    def __init__(
+        self, engine: Engine, recorder: Recorder, *, connections: int, timeout: float | None, address: tuple[str, int]
+    ) -> None:
+        super().__init__(engine, recorder, connections=connections, timeout=timeout, address=address)
+        self.schedule: Iterator[int] = iter(())
+        self.free: deque[Caller] = deque()
+        self.waiting: deque[Asked] = deque()
+        self.ahead: Request | None = None
 
     async def drive(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.loop, self.ended = loop, loop.create_future()
-        self.schedule = due_times(self.plan, self.since - int(self.plan.warmup * 1e9), self.until)
+        self.give_up = self.recorder.end + int(BEHIND_SECONDS * SECOND)
         self.next_due = next(self.schedule, None)
-        self.expire()
-        self._tick()
-        await self.ended
-        linger = self.plan.timeout or LINGER_SECONDS
-        end = time.perf_counter() + linger + 0.2
-        while (left := self._unanswered()) and time.perf_counter() < end:
-            await asyncio.sleep(0.005)
-        if left:
-            self.report.errors["unanswered"] += left
+        self.alarm = Alarm(self._tick)
+        try:
+            self._tick()
+            await self.ended
+        finally:
+            self.alarm.close()
 
-    def _unanswered(self) -> int:
-        ended = self.report.statuses.total() + self.report.errors.total() - self.report.errors["connect"]
-        return self.report.offered - ended
+    def _in_flight(self) -> list[Asked]:
+        return [*super()._in_flight(), *self.waiting]
 
     def _tick(self) -> None:
-        """Send what is due, then wait for the next: asleep while that is far, awake when it is near."""
-        if self.ended.done():  # cancelled
+        """Send what is due, make the next request, and wait until that is due."""
+        if self.ended.done():
             return
+        now = time.perf_counter_ns()
         for _ in range(SENDS_AT_ONCE):
             due = self.next_due
-            if due is None:
-                self.ended.set_result(None)
-                return
-            now = time.perf_counter_ns()
-            if due > now:
+            if due is None or due > now or now > self.give_up:
                 break
-            if due >= self.since:
-                self.report.offered += 1
-                self.report.lag.record(now - due)
-            self._send(due)
+            request = self.ahead or self.next_request(due)
+            self.ahead = None
+            self.recorder.offered(due, request.kind)
+            self.recorder.lag(due, request.kind, now - due)
+            self._send(Asked(due, request))
             self.next_due = next(self.schedule, None)
-        if self.next_due is not None and (ahead := self.next_due - time.perf_counter_ns()) > SPIN_NS:
-            self.loop.call_later((ahead - SPIN_NS) / 1e9, self._tick)
-        else:
-            self.loop.call_soon(self._tick)
+            now = time.perf_counter_ns()
+        if self.next_due is None or now > self.give_up:
+            self._end()
+            return
+        if self.ahead is None:
+            self.ahead = self.next_request(self.next_due)
+        self.alarm.set(self.next_due)
 
-    def _send(self, due: int) -> None:
+    def _end(self) -> None:
+        if self.next_due is not None:
+            self.unsent = 1 + sum(1 for due in self.schedule if due < self.recorder.end)
+        self.send_no_more()
+
+    def _send(self, asked: Asked) -> None:
         while self.free:
-            connection = self.free.popleft()
-            if connection.usable():
-                connection.send(due, self.next_request())
+            caller = self.free.popleft()
+            if caller.usable():
+                caller.send(asked)
                 return
-        self.waiting.append(due)
+        self.waiting.append(asked)
 
-    def ready(self, connection: Connection) -> None:
+    def ready(self, caller: Caller) -> None:
         if self.waiting:
-            due = self.waiting.popleft()
-            if due >= self.since:
-                self.report.queued.record(time.perf_counter_ns() - due)
-            connection.send(due, self.next_request())
+            asked = self.waiting.popleft()
+            self.recorder.queued(asked.due, asked.request.kind, time.perf_counter_ns() - asked.due)
+            caller.send(asked)
         else:
-            self.free.append(connection)
+            self.free.append(caller)
 
-    def counts(self, due: int, now: int) -> bool:  # noqa: ARG002
-        return due >= self.since
+    def refused(self) -> None:
+        """Without any connection nobody waits for one."""
+        while self.waiting and not self.callers:
+            self.failed(self.waiting.popleft(), "connect")
 
     def expire_queue(self, oldest: int) -> None:
-        while self.waiting and self.waiting[0] < oldest:
+        while self.waiting and self.waiting[0].due < oldest:
             self.failed(self.waiting.popleft(), "timeout")

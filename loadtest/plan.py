@@ -22,8 +22,7 @@ class Plan:
 
     rate: requests due a second (None: closed loop); arrivals: `poisson` or `constant` gaps between them.
     connections: how many, open loop too: a request that finds none free waits for one.
-    timeout: seconds after which a request has failed, from its due time while it waits for a connection, afterwards
-        from when it was sent (None: none, but `LINGER_SECONDS` at the end).
+    timeout: seconds after which a request has failed, from its due time (None: none, but `LINGER_SECONDS` at the end).
     warmup: seconds before the measurement, under the same load.
     """
 

@@ -15,6 +15,7 @@ import gc
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -23,10 +24,12 @@ from typing import Any
 
 import uvloop
 
-from loadtest.loops import ClosedLoop, OpenLoop
+from loadtest.loops import ClosedLoop, Load, OpenLoop
 from loadtest.plan import LoadError as LoadError
 from loadtest.plan import Plan as Plan
-from loadtest.plan import split
+from loadtest.plan import due_times, split
+from loadtest.raw_engine import Prewritten
+from loadtest.recorder import SECOND, Recorder
 from loadtest.report import Report
 from loadtest.workload import read_requests
 
@@ -48,14 +51,32 @@ def run(loads: Sequence[tuple[Plan, Sequence[bytes]]]) -> list[Report]:
 
 
 async def _run(loads: Sequence[tuple[Plan, Sequence[bytes]]]) -> list[Report]:
-    made = [(ClosedLoop if plan.rate is None else OpenLoop)(plan, requests) for plan, requests in loads]
+    made = [(plan, _made(plan, requests)) for plan, requests in loads]
     try:
-        await asyncio.gather(*(load.connect() for load in made))
-        return list(await asyncio.gather(*(load.run() for load in made)))
+        await asyncio.gather(*(load.connect() for _, load in made))
+        return list(await asyncio.gather(*(_measure(plan, load) for plan, load in made)))
     finally:
-        for load in made:
-            load.close()
-        await asyncio.sleep(0)  # transports say goodbye in the loop's next turn
+        await asyncio.gather(*(load.close() for _, load in made))
+
+
+def _made(plan: Plan, requests: Sequence[bytes]) -> Load:
+    kind = ClosedLoop if plan.rate is None else OpenLoop
+    engine, recorder = Prewritten(plan.address, requests), Recorder(0, plan.seconds)
+    return kind(engine, recorder, connections=plan.connections, timeout=plan.timeout, address=plan.address)
+
+
+async def _measure(plan: Plan, load: Load) -> Report:
+    now = time.perf_counter_ns()
+    recorder = load.recorder = Recorder(now + round(plan.warmup * SECOND), plan.seconds)
+    if isinstance(load, OpenLoop):
+        load.schedule = due_times(plan, now, recorder.end)
+    await load.run()
+    mode = "closed" if plan.rate is None else "open"
+    report = Report(mode=mode, seconds=plan.seconds, connections=plan.connections, rate=plan.rate)
+    report.merge(recorder.total())
+    report.in_time, report.ok_in_time = recorder.in_time, recorder.ok_in_time
+    report.reconnects, report.busy = recorder.reconnects, round(load.busy, 3)
+    return report
 
 
 def run_processes(plan: Plan, requests: Path, processes: int) -> Report:

@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Protocol
+from typing import Any
+
+from loadtest.calls import Asked, Owner, Version
 
 MAX_HEAD = 1 << 16
 
 
-class Owner(Protocol):
-    """Whom a connection reports to."""
-
-    def made(self, connection: Connection) -> None:
-        """It is open."""
-
-    def lost(self, connection: Connection) -> None:
-        """It is gone."""
-
-    def ready(self, connection: Connection) -> None:
-        """It can take a request."""
-
-    def replied(self, due: int, sent: int, status: int, num_bytes: int, retry_after: bool) -> None:
-        """A whole reply is there."""
-
-    def failed(self, due: int, kind: str) -> None:
-        """The request that was due then gets no reply: timeout, closed, reset or protocol."""
-
-
 class Connection(asyncio.BufferedProtocol):
-    """One request at a time; `due` is that of the request it waits for, None when it waits for none.
+    """One request at a time; `asked` is the one it waits for, None when it waits for none.
 
     All connections of a load read into one buffer: bytes are looked at as soon as they are there, then forgotten.
     """
@@ -37,20 +20,21 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, owner: Owner, buffer: bytearray) -> None:
         self.owner, self.buffer, self.view = owner, buffer, memoryview(buffer)
         self.transport: Any = None
-        self.due: int | None = None
-        self.sent = 0
+        self.asked: Asked | None = None
         self.head = b""
         self.left = self.size = self.status = 0
         self.last = self.retry_after = False
+        self.problem: str | None = None
+        self.version: Version | None = None
 
-    def send(self, due: int, request: bytes) -> None:
+    def send(self, asked: Asked) -> None:
         """Ask; the connection must be idle."""
-        self.due, self.sent = due, time.perf_counter_ns()
-        self.transport.write(request)
+        self.asked, asked.sent = asked, time.perf_counter_ns()
+        self.transport.write(asked.request.payload)
 
     def usable(self) -> bool:
         """Whether it is open and idle."""
-        return self.due is None and self.transport is not None and not self.transport.is_closing()
+        return self.asked is None and self.transport is not None and not self.transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -69,9 +53,9 @@ class Connection(asyncio.BufferedProtocol):
         if self.left < 0:
             self.fail("protocol")  # more than it said
             return
-        due, self.due = self.due, None
-        assert due is not None
-        self.owner.replied(due, self.sent, self.status, self.size, self.retry_after)
+        asked, self.asked = self.asked, None
+        assert asked is not None
+        self.owner.replied(asked, self.status, self.size, self.retry_after, self.problem, self.version)
         if self.last:
             self.close()
         else:
@@ -79,8 +63,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _read_head(self, num: int) -> bool:
         """Whether the head is whole; then `left` is what is still to come of the body."""
-        if self.head or self.due is None:
-            if self.due is None:
+        if self.head or self.asked is None:
+            if self.asked is None:
                 self.fail("protocol")  # nothing was asked
                 return False
             self.head += self.buffer[:num]
@@ -110,24 +94,40 @@ class Connection(asyncio.BufferedProtocol):
         self.last = _value(lines, b"\r\nconnection:") == b"close" or lines[7:8] == b"0"
         self.retry_after = b"\r\nretry-after:" in lines
         self.left = int(length) - (num - end - 4)
-        self.size = int(length) + end + 4
+        self.size = int(length)
+        self._check(head[:end])
         return True
+
+    def _check(self, head: bytes) -> None:
+        """Whether this is the answer, as far as its head tells."""
+        assert self.asked is not None
+        expect = self.asked.request.expect
+        if expect is not None and 200 <= self.status < 300:
+            pairs = (line.partition(":") for line in head.decode("latin-1").split("\r\n")[1:])
+            headers = {name.lower(): value.strip() for name, _, value in pairs}
+            self.problem = expect.problem(self.status, headers, None, self.size)
+            self.version = expect.version(headers, None)
+        else:
+            self.problem = self.version = None
 
     def eof_received(self) -> None:
         """The transport closes; `connection_lost` counts what that means."""
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self.due is not None:
-            due, self.due = self.due, None
-            self.owner.failed(due, "reset" if isinstance(error, OSError) else "closed")
-        self.owner.lost(self)
+        if self.left > 0:
+            self._give_up("truncated")
+        self._give_up("reset" if isinstance(error, OSError) else "closed")
+        self.owner.lost(self, answered=bool(self.status))
 
     def fail(self, kind: str) -> None:
         """Give the request up, and the connection with it."""
-        if self.due is not None:
-            due, self.due = self.due, None
-            self.owner.failed(due, kind)
+        self._give_up(kind)
         self.close()
+
+    def _give_up(self, kind: str) -> None:
+        if self.asked is not None:
+            asked, self.asked = self.asked, None
+            self.owner.failed(asked, kind)
 
     def close(self) -> None:
         """Close without waiting for anything."""

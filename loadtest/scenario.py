@@ -22,9 +22,11 @@ class Keys:
     kind: `zipf` (the k-th most frequent id with probability ~ k ** -exponent), `uniform`, `hot` (a share `hot_share`
         of the accesses goes to `hot_ids` ids, and that set moves on by `drift` of its size a minute), or `replay`.
     num_ids: ids are drawn from [0, num_ids); 0: as many as the server says that the table has.
-    file, column, time_column, speed: for `replay`: a Parquet file, its column of ids, and optionally its column of
-        times in milliseconds; with that, requests are due when the recording says, `speed` times as fast: one for
-        every `batch.size` rows, when the last of them came. Then phases only say how long.
+    file, column: a Parquet file and its column of ids, integers or strings. `replay` asks for them in their order;
+        the other kinds draw from the different ones there are, for tables whose ids are no range.
+    as_recorded: replay integers even when they lie beyond the table's; else they are then numbered anew.
+    time_column, speed: for `replay`: a column of times in milliseconds; requests are due when it says, `speed` times
+        as fast: one for every `batch.size` rows, when the last of them came. Then phases only say how long.
     """
 
     kind: Literal["zipf", "uniform", "hot", "replay"] = "zipf"
@@ -35,6 +37,7 @@ class Keys:
     drift: float = 0.0
     file: str = ""
     column: str = "item_id"
+    as_recorded: bool = False
     time_column: str = ""
     speed: float = 1.0
 

@@ -5,11 +5,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from loadtest.keys import key_stream
+from loadtest.scenario import Keys
 
 
 def zipf_ids(
@@ -18,11 +22,8 @@ def zipf_ids(
     """Ids [R, B] in `[0, num_ids)`: the k-th most frequent with probability ~ k ** -exponent, in no spatial order."""
     if num_ids < 1 or num_requests < 0 or ids_per_request < 0 or exponent < 0:
         raise ValueError("sizes must not be negative, num_ids at least 1, the exponent not below 0")
-    generator = np.random.default_rng(seed)
-    shares = np.cumsum(np.arange(1, num_ids + 1, dtype=np.float64) ** -exponent)
-    ranks = np.searchsorted(shares / shares[-1], generator.random((num_requests, ids_per_request)))
-    scattered = generator.permutation(num_ids)
-    return scattered[np.minimum(ranks, num_ids - 1)].astype(np.int64)
+    keys = key_stream(Keys(kind="zipf", exponent=exponent), num_ids, seed)
+    return keys.draw(num_requests * ids_per_request, 0.0).reshape(num_requests, ids_per_request)
 
 
 def get_request(host: str, path: str) -> bytes:
@@ -43,7 +44,7 @@ def octet_requests(host: str, path: str, ids_RB: NDArray[np.int64]) -> list[byte
 
 def json_requests(host: str, path: str, ids_RB: NDArray[np.int64]) -> list[bytes]:
     """Lookups in JSON."""
-    bodies = [json.dumps({"ids": ids.tolist()}, separators=(",", ":")).encode() for ids in ids_RB]
+    bodies = [json_bytes({"ids": ids.tolist()}) for ids in ids_RB]
     return [post_request(host, path, body, "application/json") for body in bodies]
 
 
@@ -51,18 +52,42 @@ def infer_requests(host: str, path: str, ids_RB: NDArray[np.int64]) -> list[byte
     """Inference calls of the Open Inference Protocol with binary tensors both ways."""
     made = []
     for ids in ids_RB:
-        raw = ids.astype("<i8").tobytes()
-        tensor = {
-            "name": "ids",
-            "shape": [len(ids)],
-            "datatype": "INT64",
-            "parameters": {"binary_data_size": len(raw)},
-        }
-        asked = {"name": "embeddings", "parameters": {"binary_data": True}}
-        head = json.dumps({"inputs": [tensor], "outputs": [asked]}, separators=(",", ":")).encode()
-        size = f"Inference-Header-Content-Length: {len(head)}"
-        made.append(post_request(host, path, head + raw, "application/octet-stream", size))
+        body, head_size = infer_body({"ids": ids}, ("embeddings",))
+        size = f"Inference-Header-Content-Length: {head_size}"
+        made.append(post_request(host, path, body, "application/octet-stream", size))
     return made
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON without spaces."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def infer_body(
+    inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], parameters: Mapping[str, str] | None = None
+) -> tuple[bytes, int]:
+    """Body of an inference call: ids [B] by input, int64 or strings, and binary outputs; and how much of it is JSON."""
+    raw = {name: _tensor_bytes(ids_B) for name, ids_B in inputs.items()}
+    tensors = [
+        {
+            "name": name,
+            "shape": [len(inputs[name])],
+            "datatype": "BYTES" if inputs[name].dtype == object else "INT64",
+            "parameters": {"binary_data_size": len(data)},
+        }
+        for name, data in raw.items()
+    ]
+    asked = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
+    head = json_bytes({"inputs": tensors, "outputs": asked} | ({"parameters": dict(parameters)} if parameters else {}))
+    return b"".join((head, *raw.values())), len(head)
+
+
+def _tensor_bytes(ids_B: NDArray[Any]) -> bytes:
+    """Little-endian integers, or strings that each follow their length in 4 bytes."""
+    if ids_B.dtype != object:
+        return ids_B.astype("<i8", copy=False).tobytes()
+    encoded = [text.encode() for text in ids_B.tolist()]
+    return b"".join(len(data).to_bytes(4, "little") + data for data in encoded)
 
 
 def write_requests(path: Path, requests: Iterable[bytes]) -> None:

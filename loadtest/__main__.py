@@ -1,0 +1,5 @@
+"""`python -m loadtest` is the load test's command line."""
+
+from loadtest.command import main
+
+main()

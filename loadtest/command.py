@@ -1,0 +1,330 @@
+"""`embstore loadtest`: the commands, what they print, how they end.
+
+Exit codes: 0 ok, 1 failure (also a --fail-if that holds), 2 usage, 130 interrupted (after the report).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from loadtest.outputs import Outputs
+    from loadtest.result import Result
+    from loadtest.scenario import Scenario
+    from loadtest.session import Interrupts
+
+INTERRUPTED = 130
+
+
+class RunsByDefault(TyperGroup):
+    """A group whose command `run` need not be named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """What begins with neither a command nor --help is for `run`."""
+        named = args and (args[0] in self.commands or args[0] in ctx.help_option_names)
+        return super().parse_args(ctx, args if named else ["run", *args])
+
+
+loadtest_app = typer.Typer(
+    cls=RunsByDefault,
+    help="Put load on a server and say what it does to it, without coordinated omission.",
+    epilog="`run` need not be named: `embstore loadtest --url http://127.0.0.1:8000 --rate 500`, "
+    "`embstore loadtest scenario.toml`. Its options are listed by `embstore loadtest run --help`. Exit codes: 0 ok, "
+    "1 failure or a --fail-if that holds, 2 usage, 130 interrupted.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")]
+OutOption = Annotated[Path | None, typer.Option(help="Write all that was counted, as `compare` and `report` read it.")]
+HtmlOption = Annotated[Path | None, typer.Option(help="Write a report with plots, one file that needs no other.")]
+HgrmOption = Annotated[Path | None, typer.Option(help="Write the latencies as HdrHistogram's plotter reads them.")]
+FailIfOption = Annotated[
+    list[str] | None, typer.Option("--fail-if", metavar="COND", help="Exit with 1 if this holds: 'p99>10ms'.")
+]
+
+
+def main() -> None:
+    """The commands without the rest of `embstore`: `python -m loadtest`."""
+    try:
+        code = loadtest_app(prog_name="python -m loadtest", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        code, message = 2, error.format_message()  # of a usage error; it names the option
+        if message:
+            _say(message, code)
+    sys.exit(code or 0)
+
+
+@loadtest_app.command()
+def run(
+    scenario: Annotated[Path | None, typer.Argument(help="TOML file; without it a plain lookup of one table.")] = None,
+    url: Annotated[str | None, typer.Option(help="The server. Default http://127.0.0.1:8000.")] = None,
+    table: Annotated[list[str] | None, typer.Option(help="Table to ask; several: all of them in one request.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests a second, at the highest. Default 100.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds that are measured. Default 10.")] = None,
+    warmup: Annotated[float | None, typer.Option(help="Seconds before that. Default 1, or as in the file.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Ids in a request. Default 100.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="octet, json or infer. Default octet.")] = None,
+    zipf: Annotated[float | None, typer.Option(help="Exponent of the ids' distribution; 0: uniform.")] = None,
+    engine: Annotated[str | None, typer.Option(help="httpx or raw. Default httpx.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Generator processes. Default 1.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any field: --set phases.0.rate=500.")
+    ] = None,
+    print_scenario: Annotated[bool, typer.Option("--print-scenario", help="Show what would run, as TOML.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First measure what the generator itself can do.")
+    ] = False,
+    repeat: Annotated[int, typer.Option(min=1, help="Make the run so many times, each with another seed.")] = 1,
+    find_max: Annotated[bool, typer.Option("--find-max", help="Search for the highest rate that keeps --slo.")] = False,
+    slo: Annotated[
+        list[str] | None, typer.Option("--slo", metavar="COND", help="With --find-max: 'p99<10ms'; may be repeated.")
+    ] = None,
+    fail_if: FailIfOption = None,
+    out: OutOption = None,
+    html: HtmlOption = None,
+    hgrm: HgrmOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run a load test and report it. Flags override --set, and --set overrides the file."""
+    from loadtest.checks import check
+    from loadtest.options import Flags, effective, to_toml
+    from loadtest.outputs import Outputs
+    from loadtest.scenario import ScenarioError
+    from loadtest.session import interrupts
+
+    with _readable_errors():
+        flags = Flags(
+            url=url,
+            tables=table or (),
+            rate=rate,
+            seconds=seconds,
+            warmup=warmup,
+            batch=batch,
+            protocol=protocol,
+            zipf=zipf,
+            engine=engine,
+            processes=processes,
+            fail_if=fail_if or (),
+        )
+        asked = effective(scenario, set_ or (), flags)
+        check(asked)
+        if print_scenario:
+            sys.stdout.write(to_toml(asked))
+            return
+        outputs = Outputs(out=out, html=html, hgrm=hgrm)
+        outputs.check()
+        if bool(slo) != find_max:
+            raise ScenarioError("--find-max and --slo go together: --find-max --slo 'p99<10ms'")
+        if find_max and (html or hgrm or repeat > 1 or asked.fail_if):
+            raise ScenarioError(
+                "--find-max has runs of its own, judged by --slo: leave out --html, --hgrm, --repeat "
+                "and conditions to fail"
+            )
+        with interrupts() as interrupt:
+            if find_max:
+                code = _search(asked, slo or (), interrupt, out, json)
+            else:
+                code = _run(asked, interrupt, repeat, calibrate, outputs, json)
+        raise typer.Exit(code)
+
+
+def _run(scenario: Scenario, interrupt: Interrupts, repeat: int, calibrate: bool, outputs: Outputs, json: bool) -> int:
+    """Run it so many times and report what there is; the exit code."""
+    from loadtest.live import make_live
+    from loadtest.session import load_test
+    from loadtest.target import ask_tables
+
+    num_ids = ask_tables(scenario)
+    ceiling = _ceiling(scenario, json) if calibrate else 0.0
+    results: list[Result] = []
+    with interrupt.held():
+        for turn in range(repeat):
+            seeded = replace(scenario, seed=scenario.seed + turn * scenario.processes)
+            with make_live(seeded, silent=json) as live:
+                results.append(
+                    load_test(seeded, stop=interrupt.stop, num_ids=num_ids, ceiling=ceiling, on_progress=live)
+                )
+            if interrupt.stop.is_set():
+                break
+        _show_runs(results, json)
+        outputs.write(results)
+        return INTERRUPTED if interrupt.stop.is_set() else _judge(results)
+
+
+def _search(scenario: Scenario, slo: Sequence[str], interrupt: Interrupts, out: Path | None, json: bool) -> int:
+    """Search for the highest rate and report it; the exit code."""
+    from json import dumps
+
+    from loadtest.conditions import parse
+    from loadtest.find_max import Limits, find_max, peak_rate, whole_slo
+    from loadtest.found import Tried, table
+    from loadtest.live import make_live
+    from loadtest.outputs import write
+    from loadtest.session import load_test
+    from loadtest.target import ask_tables
+
+    conditions = whole_slo([parse(text) for text in slo])
+    peak_rate(scenario)
+    num_ids = ask_tables(scenario)
+    ceiling = _ceiling(scenario, json)
+
+    def run_once(at: Scenario) -> Result:
+        with make_live(at, silent=json) as live:
+            return load_test(at, stop=interrupt.stop, num_ids=num_ids, ceiling=ceiling, on_progress=live)
+
+    def tell(tried: Tried) -> None:
+        why = tried.reason if tried.verdict == "unknown" else ", ".join(tried.figures)
+        _note(f"{tried.rate:,.1f} requests/s: {tried.verdict}, {why}", json)
+
+    with interrupt.held():
+        found = find_max(scenario, conditions, run=run_once, pause=interrupt.stop.wait, limits=Limits(), on_tried=tell)
+        value = found.to_json() | {"ceiling": ceiling, "scenario": scenario.to_json()}
+        _show(json, value, lambda: table(found))
+        if out is not None:
+            write(out, dumps(value) + "\n")
+    return INTERRUPTED if found.limit == "interrupted" else 0 if found.low else 1
+
+
+@loadtest_app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="A file that --out wrote.")],
+    after: Annotated[Path, typer.Argument(help="Another, of the same load.")],
+    force: Annotated[bool, typer.Option("--force", help="Compare although the loads differ.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Say what changed from one run, or several of --repeat, to others, and how sure that is."""
+    from loadtest.compare import CompareError
+    from loadtest.compare import compare as compare_
+    from loadtest.outputs import read_results
+    from loadtest.tables import compared
+
+    with _readable_errors():
+        try:
+            found = compare_(read_results(before), read_results(after), force=force)
+        except CompareError as error:
+            raise typer.Exit(_say(str(error))) from None
+        _show(json, found.to_json(), lambda: compared(found))
+
+
+@loadtest_app.command()
+def report(
+    file: Annotated[Path, typer.Argument(help="A file that --out wrote.")],
+    html: HtmlOption = None,
+    hgrm: HgrmOption = None,
+    fail_if: FailIfOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Report a run again, from its file."""
+    from loadtest.conditions import parse
+    from loadtest.outputs import Outputs, read_results
+
+    with _readable_errors():
+        outputs = Outputs(html=html, hgrm=hgrm)
+        outputs.check()
+        results = read_results(file)
+        for result in results:
+            conditions = (*result.scenario.fail_if, *(str(parse(text)) for text in fail_if or ()))
+            result.scenario = replace(result.scenario, fail_if=conditions)
+        _show_runs(results, json)
+        outputs.write(results)
+        raise typer.Exit(_judge(results))
+
+
+def _ceiling(scenario: Scenario, json: bool) -> float:
+    from loadtest.calibrate import calibrate
+
+    _note("calibrating: what the generator can do on a server that does nothing", json)
+    found = calibrate(scenario)
+    _note(f"at most {found.ceiling:,.0f} requests/s, at least {found.floor_us:,.0f} us each", json)
+    return found.ceiling
+
+
+def _judge(results: Sequence[Result]) -> int:
+    """1 when a condition holds in most of the runs that are valid, or when there is nothing to judge it by."""
+    from loadtest.conditions import parse
+
+    valid = [result for result in results if not result.invalid]
+    conditions = [parse(text) for text in results[0].scenario.fail_if]
+    if conditions and 2 * len(valid) <= len(results):
+        return _say(f"the run is invalid, so that conditions say nothing: {results[0].invalid[0]}")
+    code = 0
+    for condition in conditions:
+        values = [condition.value(result) for result in valid]
+        held = [value for value in values if condition.met_by(value)]
+        if 2 * len(held) > len(valid):
+            of = f" in {len(held)} of {len(valid)} runs" if len(valid) > 1 else ""
+            code = _say(f"failed, because {condition} holds{of}: {condition.describe(held[0])}")
+    if not any(result.total().ok for result in results):
+        code = _say("failed: no request got a 2xx reply")
+    return code
+
+
+def _show_runs(results: Sequence[Result], json: bool) -> None:
+    from loadtest.summary import to_summary
+
+    def tables() -> Any:
+        from rich.console import Group
+
+        from loadtest.tables import report
+
+        return Group(*(report(result) for result in results))
+
+    found = [to_summary(result) for result in results]
+    _show(json, found if len(found) != 1 else found[0], tables)
+
+
+def _show(json: bool, value: Any, for_people: Callable[[], Any]) -> None:
+    """JSON on stdout, or what `for_people()` makes of it."""
+    if json:
+        from json import dumps
+
+        sys.stdout.write(dumps(value, indent=2) + "\n")
+    else:
+        from rich.console import Console
+
+        Console(markup=False).print(for_people(), highlight=False)
+
+
+def _note(message: str, json: bool) -> None:
+    """A line about how it goes; nothing for programs."""
+    if not json:
+        sys.stderr.write(message + "\n")
+        sys.stderr.flush()
+
+
+def _say(message: str, code: int = 1) -> int:
+    """A line about what went wrong; the exit code."""
+    sys.stderr.write(f"embstore: {' '.join(message.split())}\n")
+    return code
+
+
+@contextlib.contextmanager
+def _readable_errors() -> Iterator[None]:
+    """Errors that people can do something about are one line and an exit code."""
+    from loadtest.conditions import ConditionError
+    from loadtest.outputs import OutputError
+    from loadtest.plan import LoadError
+    from loadtest.scenario import ScenarioError
+
+    try:
+        yield
+    except (ScenarioError, ConditionError) as error:
+        raise typer.Exit(_say(str(error), 2)) from None
+    except (LoadError, OutputError) as error:
+        raise typer.Exit(_say(str(error))) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None

@@ -1,0 +1,153 @@
+"""What makes a reply the answer to a request: headers, lengths and shapes, never the numbers themselves."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+OCTETS, JSON = "application/octet-stream", "application/json"
+INFER_SIZE = "inference-header-content-length"
+MANY = "embstore"
+"""The model of the Open Inference Protocol that is all tables together."""
+RELEASE = "release"
+"""Stands for the table where a whole release answered."""
+DATATYPES = {"float32": "FP32", "float16": "FP16"}
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+_MODEL_VERSION = re.compile(rb'"model_version": ?"([^"]+)"')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expect:
+    """What makes a 2xx reply the answer to a request for `counts[i]` rows of `tables[i]`.
+
+    pinned: the version, for several tables the release, that was asked for; empty: whichever.
+    Names of headers are in lower case. A body that nobody kept is None: then headers and its length are all there is.
+    """
+
+    protocol: str
+    tables: tuple[str, ...]
+    counts: tuple[int, ...]
+    dtype: str = "float32"
+    pinned: str = ""
+
+    def problem(
+        self, status: int, headers: Mapping[str, str], body: bytes | None, num_bytes: int | None = None
+    ) -> str | None:
+        """Why a 2xx reply is not the answer, as `mislabelled: asked for 10 rows, got ...`; None when it is.
+
+        num_bytes is the length of the body, needed where that is None.
+        """
+        if not 200 <= status < 300:
+            return None
+        size = len(body) if body is not None else num_bytes
+        if size is None:
+            raise ValueError("a reply without its body needs num_bytes")
+        if self.protocol == "infer":
+            found = self._infer_problem(headers, body, size)
+        elif self.protocol == "octet":
+            found = self._rows_problem(headers) or self._octet_problem(headers, size)
+        else:
+            found = (self._rows_problem(headers) if len(self.tables) == 1 else self._release_problem(headers)) or (
+                self._json_problem(body) if body is not None else None
+            )
+        return found and f"mislabelled: {found}"
+
+    def version(self, headers: Mapping[str, str], body: bytes | None) -> tuple[str, str] | None:
+        """Table and version that a 2xx reply comes from, or `release` and its id; None where it does not say."""
+        many = len(self.tables) > 1
+        if self.protocol == "infer":
+            head = (body or b"")[: _number(headers.get(INFER_SIZE))]
+            match = _MODEL_VERSION.search(head)
+            version = match[1].decode("utf-8", "replace") if match else None
+        else:
+            version = headers.get("x-embedding-release" if many else "x-embedding-version")
+        return (RELEASE if many else self.tables[0], version) if version else None
+
+    def _rows_problem(self, headers: Mapping[str, str]) -> str | None:
+        """What headers of a reply of one table say that was not asked for."""
+        shape = headers.get("x-embedding-shape", "")
+        rows, _, dim = shape.partition(",")
+        if rows != str(self.counts[0]) or not _number(dim):
+            return f"asked for {self.counts[0]} rows, got {_said('X-Embedding-Shape', shape)}"
+        if (dtype := headers.get("x-embedding-dtype")) != self.dtype:
+            return f"asked for {self.dtype}, got {_said('X-Embedding-Dtype', dtype)}"
+        version = headers.get("x-embedding-version")
+        if not version or (self.pinned and version != self.pinned):
+            return f"asked for version {self.pinned or 'any'}, got {_said('X-Embedding-Version', version)}"
+        return None
+
+    def _octet_problem(self, headers: Mapping[str, str], size: int) -> str | None:
+        """Whether the body has the length of the rows, and of the bits that say which ids were found."""
+        if (given := headers.get("content-type", "")).partition(";")[0] != OCTETS:
+            return f"asked for {OCTETS}, got {_said('Content-Type', given)}"
+        rows, dim = self.counts[0], int(headers["x-embedding-shape"].partition(",")[2])
+        wanted = rows * row_bytes(dim, self.dtype)
+        if headers.get("x-embedding-missing", "0") != "0":
+            wanted += -(-rows // 8)
+        return None if size == wanted else f"{rows} rows of {dim} {self.dtype} take {wanted} bytes, got {size}"
+
+    def _release_problem(self, headers: Mapping[str, str]) -> str | None:
+        release = headers.get("x-embedding-release")
+        if self.pinned and release != self.pinned:
+            return f"asked for release {self.pinned}, got {_said('X-Embedding-Release', release)}"
+        return None
+
+    def _json_problem(self, body: bytes) -> str | None:
+        """Whether JSON names the tables and opens as many lists as there are vectors: read, but not parsed."""
+        for table in self.tables:
+            if json.dumps(table, ensure_ascii=False).encode() not in body:
+                return f"asked for table {table}, got a body that does not name it"
+        founds = body.count(b'"found":[') + body.count(b'"found": [')
+        rows = body.count(b"[") - len(self.tables) - founds
+        if rows != sum(self.counts) or not body.rstrip().endswith(b"}"):
+            return f"asked for {sum(self.counts)} vectors, got JSON of {rows}"
+        return None
+
+    def _infer_problem(self, headers: Mapping[str, str], body: bytes | None, size: int) -> str | None:
+        """Whether the outputs are those asked for, in shape, type and length."""
+        head_size = _number(headers.get(INFER_SIZE))
+        if not 0 < head_size <= size:
+            return f"asked for binary outputs, got {_said('Inference-Header-Content-Length', headers.get(INFER_SIZE))}"
+        if body is None:
+            return None
+        try:
+            head: dict[str, Any] = json.loads(body[:head_size])
+            outputs = {output["name"]: output for output in head["outputs"]}
+            return self._outputs_problem(head, outputs, size - head_size)
+        except (ValueError, TypeError, KeyError, IndexError):
+            return "asked for an inference reply, got a head that is none"
+
+    def _outputs_problem(self, head: dict[str, Any], outputs: dict[str, Any], size: int) -> str | None:
+        many = len(self.tables) > 1
+        model, version = (MANY if many else self.tables[0]), head["model_version"]
+        if head["model_name"] != model or (self.pinned and version != self.pinned):
+            return f"asked for model {model} {self.pinned}".rstrip() + f", got {head['model_name']} {version}"
+        for table, count in zip(self.tables, self.counts, strict=True):
+            name = table if many else "embeddings"
+            if name not in outputs:
+                return f"asked for output {name}, got {', '.join(outputs) or 'none'}"
+            shape, datatype = outputs[name]["shape"], outputs[name]["datatype"]
+            if len(shape) != 2 or shape[0] != count or datatype != DATATYPES[self.dtype]:
+                return f"asked for {count} rows of {DATATYPES[self.dtype]}, got shape {shape} of {datatype}"
+            num_bytes = outputs[name]["parameters"]["binary_data_size"]
+            if num_bytes != count * row_bytes(shape[1], self.dtype):
+                return f"shape {shape} of {datatype} does not take {num_bytes} bytes"
+            size -= num_bytes
+        return f"outputs take {-size} bytes more than the body has" if size < 0 else None
+
+
+def row_bytes(dim: int, dtype: str) -> int:
+    """Bytes of one row: int8 codes have a float32 scale and bias behind them."""
+    return dim * ITEM_BYTES[dtype] + (8 if dtype == "int8" else 0)
+
+
+def _number(text: str | None) -> int:
+    """A header's whole number, 0 where there is none."""
+    return int(text) if text and text.isascii() and text.isdigit() else 0
+
+
+def _said(name: str, value: str | None) -> str:
+    return f"{name} {value[:80]}" if value else f"no {name}"

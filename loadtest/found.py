@@ -1,0 +1,89 @@
+"""What a search for the highest rate found: its runs, the two rates that the limit lies between, how sure that is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Verdict = Literal["kept", "broken", "unknown"]
+Stage = Literal["search", "confirm"]
+Limit = Literal["", "lowest", "highest", "generator", "interrupted"]
+IN_COLUMNS = ("p50 ", "p99 ", "error_rate ", "goodput ")
+STYLES = {"kept": "green", "broken": "red", "unknown": "yellow"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """One run: to `search` or to `confirm`; figures: what each condition looked at; reason: why the run is invalid."""
+
+    rate: float
+    stage: Stage
+    verdict: Verdict
+    figures: list[str]
+    p50_ms: float
+    p99_ms: float
+    error_rate: float
+    goodput: float
+    reason: str = ""
+
+
+@dataclass(kw_only=True)
+class Found:
+    """What a search found.
+
+    low: a rate that keeps the SLO (0: none was found), high: one that breaks it (None: none was found), rate: about
+    where the limit lies between them. confidence: the probability that it does, or that what was found of the two is
+    right. limit: what ended the search otherwise: the `lowest` rate breaks the SLO, the `highest` keeps it, the
+    `generator` cannot make more, or the search was `interrupted`.
+    """
+
+    slo: list[str]
+    rate: float = 0.0
+    low: float = 0.0
+    high: float | None = None
+    confidence: float = 0.0
+    limit: Limit = ""
+    note: str = ""
+    runs: list[Tried] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def describe(found: Found, *, least: float, most: float) -> str:
+    """What was found among rates from `least` to `most`, in a sentence."""
+    slo, sure = " and ".join(found.slo), f"(confidence {math.floor(100 * found.confidence)} %)"
+    low, high = (f"{rate or 0:,.4g} requests/s" for rate in (found.low, found.high))
+    if found.limit == "interrupted":
+        return f"interrupted: {low} kept {slo} so far, not confirmed" if found.low else "interrupted: nothing found yet"
+    if found.limit == "lowest":
+        return f"even {high} break {slo} {sure}, and no rate from {least:g} requests/s on was found that keeps it"
+    if found.limit == "highest":
+        return f"{low} keep {slo} {sure}; no rate up to {most:,.4g} requests/s was found that breaks it"
+    if found.limit == "generator":
+        if not found.low:
+            return "no rate could be judged: every run was invalid, the generator is too slow or its machine too busy"
+        return f"{low} keep {slo} {sure}; the server may do more, but this generator cannot make more"
+    return f"the limit is about {found.rate:,.4g} requests/s: {low} keep {slo}, {high} break it {sure}"
+
+
+def table(found: Found) -> Any:
+    """The search as a table, its outcome below."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=SIMPLE_HEAD)
+    for name in ("rate", "p50 ms", "p99 ms", "errors", "goodput"):
+        shown.add_column(f"{name}/s" if name in ("rate", "goodput") else name, justify="right")
+    for name in ("run to", "SLO", "why"):
+        shown.add_column(name)
+    for run in found.runs:
+        times = (f"{run.rate:,.1f}", f"{run.p50_ms:.2f}", f"{run.p99_ms:.2f}", f"{run.error_rate:.2%}")
+        others = [figure for figure in run.figures if not figure.startswith(IN_COLUMNS)]
+        why = run.reason if run.verdict == "unknown" else ", ".join(others)
+        shown.add_row(*times, f"{run.goodput:,.1f}", run.stage, Text(run.verdict, style=STYLES[run.verdict]), why)
+    return Group(shown, Text(found.note))

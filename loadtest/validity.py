@@ -1,0 +1,45 @@
+"""Whether a run says something about the server, or only about the generator and its machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from loadtest.result import Result
+
+BUSY = 0.95
+LAG_NS, LAG_SHARE = 1_000_000, 0.1
+OFFERED = 0.95
+OF_CEILING = 0.9
+ADVICE = "more processes, or engine raw, reach further"
+
+
+def doubts(result: Result, parts: Sequence[dict[str, Any]]) -> list[str]:
+    """Why a result is invalid, one line each; `parts` are what the generator processes reported."""
+    found, total, scenario = [], result.total(), result.scenario
+    lag, limit = total.lag.percentile(99), max(LAG_NS, LAG_SHARE * total.latency.percentile(99))
+    if lag > limit:
+        found.append(
+            f"the generator was late itself: p99 of its lag is {lag / 1e6:.2f} ms, "
+            f"p99 of the latency {total.latency.percentile(99) / 1e6:.2f} ms"
+        )
+    if result.generator.busy > BUSY:
+        found.append(f"a generator process used {result.generator.busy:.0%} of its core; {ADVICE}")
+    due = total.offered + sum(part["unsent"] for part in parts)
+    if total.offered < OFFERED * due:
+        found.append(f"only {total.offered:,} of {due:,} requests that were due were sent: {ADVICE}")
+    asked, ceiling = _most_asked(result), result.generator.ceiling
+    if scenario.mode == "open" and ceiling and asked > OF_CEILING * ceiling:
+        found.append(
+            f"{asked:,.0f} requests/s is more than {OF_CEILING:.0%} of what this generator can do ({ceiling:,.0f})"
+        )
+    if jumps := result.generator.clock_jumps:
+        found.append(f"the clock was set {jumps} time{'s' * (jumps > 1)} during the run")
+    if paused := max((part["paused"] for part in parts), default=0.0):
+        found.append(f"a generator process was held up for {paused:.1f} s")
+    return found
+
+
+def _most_asked(result: Result) -> float:
+    """The highest rate of any phase, requests a second."""
+    return max(max(phase.rate, phase.rate_to or 0.0) for phase in result.scenario.phases)

@@ -1,0 +1,235 @@
+"""The search for the highest rate, against servers whose limit is known: it finds it, or says why it cannot."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+
+from loadtest.conditions import parse
+from loadtest.find_max import Limits, at_rate, chance_kept, find_max, peak_rate, whole_slo
+from loadtest.found import Found, table
+from loadtest.histogram import Histogram
+from loadtest.result import Generator, Result
+from loadtest.scenario import Ask, Keys, Phase, Scenario, ScenarioError
+from loadtest.tally import Tally
+
+SLO = [parse("p99<10ms")]
+KNEE = 900.0
+SEEDS = 60
+START = Scenario(phases=(Phase(seconds=10, rate=100),))
+
+
+class Server:
+    """One thousand requests/s at most, 1 ms each without load; its p99 reaches 10 ms at `knee`, give or take `noise`.
+
+    ceiling: the generator makes no more than this, and says so; what it then measures is nonsense.
+    glitches: the share of all runs that something else spoils, which the generator notices.
+    """
+
+    def __init__(
+        self, seed: int, knee: float = KNEE, noise: float = 0.1, ceiling: float = math.inf, glitches: float = 0.0
+    ) -> None:
+        self.draw, self.knee, self.noise = random.Random(seed), knee, noise
+        self.ceiling, self.glitches = ceiling, glitches
+        self.rates: list[float] = []
+
+    def __call__(self, scenario: Scenario) -> Result:
+        rate = peak_rate(scenario)
+        self.rates.append(rate)
+        most = self.knee / 0.9
+        p99_ms = 1 / (1 - rate / most) if rate < most else 1e3 * rate / most
+        p99_ms *= math.exp(self.draw.gauss(0, self.noise))
+        invalid = []
+        if rate > self.ceiling:
+            invalid, p99_ms = ["the generator's ceiling"], self.draw.choice([0.1, 1e4])
+        elif self.draw.random() < self.glitches:
+            invalid, p99_ms = ["the clock jumped"], self.draw.choice([0.1, 1e4])
+        return ran(scenario, p99_ms, invalid)
+
+
+def ran(scenario: Scenario, p99_ms: float, invalid: list[str] | None = None, *, partial: bool = False) -> Result:
+    """A run in which 95 of 100 requests took a tenth of the other five."""
+    times = [int(p99_ms * 1e5)] * 95 + [int(p99_ms * 1e6)] * 5
+    tally = Tally(offered=100, latency=Histogram(times))
+    tally.statuses[200] = 100
+    return Result(
+        scenario=scenario,
+        machine={},
+        began=0.0,
+        seconds=scenario.seconds,
+        generator=Generator(engine="httpx", processes=1),
+        partial=partial,
+        tallies={(0, "octet item"): tally},
+        invalid=invalid or [],
+    )
+
+
+def search(run: Callable[[Scenario], Result], scenario: Scenario = START, **limits: float) -> Found:
+    """A search that waits for nothing."""
+    return find_max(scenario, SLO, run=run, pause=no_pause, limits=Limits(**limits))  # type: ignore[arg-type]
+
+
+def no_pause(seconds: float) -> bool:
+    """Nobody waits, and nobody interrupts."""
+    return False
+
+
+def share(of: list[bool]) -> float:
+    """How many are true."""
+    return sum(of) / len(of)
+
+
+@pytest.mark.parametrize(("start", "noise"), [(100.0, 0.0), (3.0, 0.1), (5000.0, 0.1), (100.0, 0.3)])
+def test_the_limit_of_a_noisy_server_is_found(start: float, noise: float) -> None:
+    """Wherever it begins, the search is within 5 % of the limit and its interval holds it, for over 90 % of seeds."""
+    scenario = Scenario(phases=(Phase(rate=start),))
+    found = [search(Server(seed, noise=noise), scenario) for seed in range(SEEDS)]
+    assert all(one.limit == "" for one in found)
+    assert share([abs(one.rate / KNEE - 1) < 0.05 for one in found]) > 0.9
+    assert share([one.low <= KNEE <= (one.high or 0) for one in found]) > 0.9
+    assert all(one.confidence > 0.9 for one in found)
+    assert all(len(one.runs) < 80 for one in found)
+
+
+def test_what_is_invalid_is_no_evidence() -> None:
+    """A tenth of the runs is spoilt and shows nonsense: the limit found is as good as without them."""
+    found = [search(Server(seed, glitches=0.1)) for seed in range(SEEDS)]
+    assert share([abs(one.rate / KNEE - 1) < 0.05 for one in found]) > 0.9
+    invalid = [run for one in found for run in one.runs if run.verdict == "unknown"]
+    assert invalid
+    assert {run.reason for run in invalid} == {"the clock jumped"}
+
+
+def test_a_limit_of_the_generator_is_said_to_be_that() -> None:
+    """Where the generator ends before the server, the highest rate it can make is found, and nothing said to break."""
+    for seed in range(20):
+        found = search(Server(seed, ceiling=500))
+        assert (found.limit, found.high) == ("generator", None)
+        assert 475 < found.rate <= 500
+        assert "the server may do more" in found.note
+        assert not any(run.verdict == "kept" and run.rate > 500 for run in found.runs)
+
+
+def test_a_generator_that_can_make_no_rate_finds_nothing() -> None:
+    """When every run is invalid, no rate is named: neither as kept nor as broken."""
+    found = search(Server(1, ceiling=0), least=50)
+    assert (found.rate, found.high, found.limit) == (0.0, None, "generator")
+    assert found.note.startswith("no rate could be judged")
+
+
+def test_a_server_that_is_always_too_slow_is_said_to_be_so() -> None:
+    """Even the lowest rate breaks the SLO: the answer is that, with the rate."""
+    found = search(Server(1, knee=2), least=10)
+    assert (found.rate, found.high, found.limit) == (0.0, 10.0, "lowest")
+    assert "even 10 requests/s" in found.note
+    assert found.confidence >= 0.95
+
+
+def test_a_server_that_is_never_too_slow_is_said_to_be_so() -> None:
+    """The highest rate that may be tried keeps the SLO: the answer is that, and no rate is said to break it."""
+    found = search(Server(1, knee=1e5), most=2000)
+    assert (found.low, found.high, found.limit) == (2000.0, None, "highest")
+    assert found.confidence >= 0.95
+
+
+def test_one_unlucky_rate_does_not_end_the_search_there() -> None:
+    """Two spoilt runs that nobody noticed make a low rate look bad; confirmation finds that it is not."""
+    server = Server(5, noise=0.02)
+    spoilt = iter([True, True])
+    found = search(lambda scenario: ran(scenario, 500.0) if next(spoilt, False) else server(scenario))
+    assert found.high is not None
+    assert found.low <= KNEE <= found.high
+    assert abs(found.rate / KNEE - 1) < 0.05
+
+
+def test_every_run_is_told() -> None:
+    """Each run is in the result and was announced when it ended, with its rate, verdict and figures; all of it JSON."""
+    server, told = Server(3), []
+    found = find_max(START, SLO, run=server, pause=no_pause, on_tried=told.append)
+    assert [run.rate for run in found.runs] == pytest.approx(server.rates)
+    assert told == found.runs
+    assert {run.stage for run in found.runs} == {"search", "confirm"}
+    for run in found.runs:
+        assert run.verdict == ("kept" if run.p99_ms < 10 else "broken")
+        assert run.figures[0].startswith("p99 is ")
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["slo"] == ["p99<10ms"]
+    assert table(found) is not None
+
+
+def test_it_pauses_between_runs_and_draws_anew() -> None:
+    """Every run after the first waits for the server to recover, and none repeats another's arrivals and ids."""
+    pauses, seeds = [], []
+    server = Server(3)
+
+    def run(scenario: Scenario) -> Result:
+        seeds.append(scenario.seed)
+        return server(scenario)
+
+    found = find_max(START, SLO, run=run, pause=pauses.append, limits=Limits(cool_down=0.25))
+    assert pauses == [0.25] * (len(found.runs) - 1)
+    assert len(set(seeds)) == len(found.runs)
+
+
+@pytest.mark.parametrize("how", ["partial run", "pause", "interrupt"])
+def test_an_interrupted_search_tells_what_it_knows(how: str) -> None:
+    """Stopped in its fifth run, or before it, it gives the runs there were and the best rate so far."""
+    server = Server(1)
+
+    def run(scenario: Scenario) -> Result:
+        if len(server.rates) == 4 and how == "interrupt":
+            raise KeyboardInterrupt
+        result = server(scenario)
+        result.partial = len(server.rates) == 5
+        return result
+
+    found = find_max(START, SLO, run=run, pause=lambda _: how == "pause" and len(server.rates) == 4)
+    assert found.limit == "interrupted"
+    assert len(found.runs) == 4
+    assert found.low == 200.0
+    assert found.note == "interrupted: 200 requests/s kept p99<10ms so far, not confirmed"
+
+
+def test_all_rates_of_a_scenario_move_together() -> None:
+    """The highest rate becomes the one that is tried; warm-up, ramps and quiet phases keep their proportion to it."""
+    phases = (Phase(rate=50, warmup=True), Phase(rate=0), Phase(rate=100, rate_to=200))
+    scenario = Scenario(phases=phases, processes=4, seed=7)
+    moved = at_rate(scenario, 1000, turn=3)
+    assert peak_rate(scenario) == 200
+    assert [(phase.rate, phase.rate_to) for phase in moved.phases] == [(250, None), (0, None), (500, 1000)]
+    assert moved.seed == 7 + 3 * 4
+
+
+def test_failures_count_against_a_rate_unless_the_slo_says_otherwise() -> None:
+    """A server that refuses quickly keeps every latency: an SLO of latencies gets a limit of failures with it."""
+    assert [str(one) for one in whole_slo(SLO)] == ["p99<10ms", "error_rate<1%"]
+    for own in ("error_rate<0.1%", "status_503<=0", "goodput>100/s"):
+        assert whole_slo([*SLO, parse(own)]) == [*SLO, parse(own)]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "message"),
+    [
+        (Scenario(mode="closed"), "mode: "),
+        (Scenario(phases=(Phase(rate=0),)), "phases: "),
+        (Scenario(asks=(Ask(keys=Keys(kind="replay", file="a.parquet", time_column="time")),)), "asks: "),
+        (Scenario(phases=(Phase(rate=1e9),)), "between 1 and 1e"),
+    ],
+    ids=["closed", "zero", "recording", "beyond"],
+)
+def test_what_has_no_rate_to_search_for_is_refused(scenario: Scenario, message: str) -> None:
+    """Closed loops, no rate, a recording with its own times: one line names the field, before any run."""
+    with pytest.raises(ScenarioError, match=message):
+        search(Server(1), scenario)
+
+
+def test_the_confidence_is_that_of_a_fair_bet() -> None:
+    """Four of four, or six of seven, make it 95 % probable that most runs keep the SLO; three of three do not."""
+    assert chance_kept(0, 0) == 0.5
+    assert chance_kept(3, 0) == 15 / 16
+    assert chance_kept(4, 0) == 31 / 32
+    assert chance_kept(0, 4) == 1 / 32
+    assert chance_kept(6, 1) == pytest.approx(247 / 256)
