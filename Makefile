@@ -1,8 +1,9 @@
-# make run    a demo store, trained if there is none, and the server on http://127.0.0.1:8000
-# make test   every test
-# make check  formatting, lint, types, import rules
-# make bench  the benchmarks
-# make setup  .venv with exact versions; the others call it
+# make run     a demo store, trained if there is none, and the server on http://127.0.0.1:8000
+# make ranker  an example ranking service that calls it, on http://127.0.0.1:8100
+# make test    every test
+# make check   formatting, lint, types, import rules
+# make bench   the benchmarks
+# make setup   .venv with exact versions; the others call it
 #
 # PYTHON=python3.12 picks another interpreter. PIP_ARGS is passed to pip: on Linux without a GPU,
 # PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu' saves gigabytes of CUDA libraries.
@@ -13,18 +14,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: setup run test check bench format
+.PHONY: setup run ranker test check bench format
 
 setup: $(VENV)/.complete
 
-$(VENV)/.complete: pyproject.toml constraints.txt clients/python/pyproject.toml
+$(VENV)/.complete: pyproject.toml constraints.txt clients/python/pyproject.toml clients/examples/ranker/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "embstore needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0])'
 	@echo "setup: creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setup: installing torch"
 	@$(PIP) torch
 	@echo "setup: installing embstore and everything else"
-	@$(PIP) --editable '.[dev]' --editable clients/python
+	@$(PIP) --editable '.[dev]' --editable clients/python --editable clients/examples/ranker
 	@echo "setup: compiling kernels"
 	@$(BIN)/python -c 'import embstore.kernels.numba_ids, embstore.kernels.numba_pooling, embstore.kernels.numba_hot, embstore.wire; embstore.wire.warm()'
 	@touch $@
@@ -32,6 +33,11 @@ $(VENV)/.complete: pyproject.toml constraints.txt clients/python/pyproject.toml
 run: setup
 	@$(BIN)/embstore demo --folder demo --no-serve
 	@$(BIN)/embstore serve --store demo/store --redis embedded
+
+ranker: setup
+	@test -f demo/demo.toml || { echo "ranker: there are no demo tables yet; run make run first" >&2; exit 1; }
+	@test -f demo/ranker/ranker.json || $(BIN)/python -m ranker train demo/demo.toml --store demo/store --artifact demo/ranker
+	@$(BIN)/python -m ranker serve --artifact demo/ranker
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile

@@ -26,7 +26,7 @@ class ForkedProcess:
     def __init__(self, args: list[str], log: Path, env: dict[str, str]) -> None:
         self.args = args
         self.returncode: int | None = None
-        log.touch()
+        log.write_bytes(b"")
         self.pid = _parent().start({"args": args, "log": str(log), "env": env})
 
     def poll(self) -> int | None:
