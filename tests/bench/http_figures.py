@@ -1,0 +1,144 @@
+"""What an HTTP lookup costs here: protocols, sizes, distributions, caches, idle and while a version is swapped in.
+
+`python tests/bench/http_figures.py [--json] [--seconds 3]`
+
+The server has one core and the generator another. For each row a closed loop of 8 connections finds what the server
+can do; then requests come at half of that rate, as a Poisson process, and latency runs from when each was due. `swap`:
+the same while a further version of the table is published, loaded and swapped in. Ids are Zipf 1.05 or uniform.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from machine import show
+
+import embstore
+from embstore.bench.processes import on_cores, serving
+from embstore.schemes import DHE
+from loadtest import fleet
+from loadtest.result import Result
+from loadtest.scenario import Ask, Batch, Event, Keys, Phase, Scenario
+from loadtest.session import load_test
+
+NUM, DHE_NUM, DIM, DHE_BYTES = 200_000, 50_000, 64, 2 << 20
+IDS = {"item": NUM, "dhe": DHE_NUM}
+SIZES = (10, 100, 1_000, 4_096)
+CONNECTIONS, HALF = 8, 0.5
+
+
+def scenario(url: str, table: str, protocol: str, size: int, keys: str, **options: Any) -> Scenario:
+    """Lookups of one kind."""
+    which = Keys(kind="uniform") if keys == "uniform" else Keys(kind="zipf", exponent=1.05)
+    ask = Ask(tables=(table,), protocol=protocol, batch=Batch(size=size), keys=which)  # type: ignore[arg-type]
+    return Scenario(url=url, engine="raw", asks=(ask,), timeout=10, scrape=False, **options)
+
+
+def capacity(url: str, *what: Any, seconds: float) -> float:
+    """Replies a second that a closed loop gets."""
+    phases = (Phase(seconds=0.5, warmup=True), Phase(seconds=seconds))
+    run = fleet.run(scenario(url, *what, mode="closed", connections=CONNECTIONS, phases=phases), num_ids=IDS)
+    _check(run)
+    return run.total().ok / run.seconds
+
+
+def at_half(url: str, *what: Any, rate: float, seconds: float, event: Event | None = None) -> Result:
+    """Requests due at half of what the server can do."""
+    phases = (Phase(seconds=0.3, rate=rate, warmup=True), Phase(seconds=seconds, rate=rate))
+    events = (event,) if event else ()
+    asked = scenario(url, *what, connections=64, phases=phases, events=events)
+    run = load_test(asked, stop=threading.Event(), num_ids=IDS)
+    _check(run)
+    assert all(mark.ok for mark in run.marks), run.marks
+    return run
+
+
+def _check(run: Result) -> None:
+    total = run.total()
+    assert total.ok, "no request was answered"
+    assert not total.failures, total.failures
+
+
+def row(what: tuple[str, str, int, str], cache: str, state: str, peak: float, run: Result) -> dict[str, Any]:
+    """Figures of one run."""
+    table, protocol, size, keys = what
+    total = run.total()
+    times = {f"p{p:g}_us": total.latency.percentile(p) / 1e3 for p in (50, 99)}
+    return {
+        "table": table, "protocol": protocol, "ids": size, "keys": keys, "cache": cache, "state": state,
+        "requests_per_s": round(peak), "ids_per_s": round(peak * size), **times,
+        "lag_p99_us": total.lag.percentile(99) / 1e3, "versions": len(run.versions),
+    }  # fmt: skip
+
+
+def forget(url: str, table: str) -> None:
+    """Make the cache of a table cold: take it out of service and in again."""
+    for call in ("unload", "load"):
+        httpx.post(f"{url}/v2/repository/models/{table}/{call}", timeout=60).raise_for_status()
+
+
+@contextmanager
+def server(store: Path, cache: str) -> Iterator[str]:
+    """A server on the first core."""
+    cores = sorted(os.sched_getaffinity(0))
+    command = ["embstore", "serve", "--store", str(store), "--port", "0", "--cache", cache, "--poll-seconds", "0.2"]
+    with serving([*command, "--keep-versions", "1"], store.parent / f"log-{cache}", cores[:1]) as running:
+        yield running.url
+
+
+def measure(folder: Path, seconds: float) -> list[dict[str, Any]]:
+    """Every row."""
+    store = embstore.open_store(folder / "store")
+    store.publish("item", np.random.default_rng(0).standard_normal((NUM, DIM), dtype=np.float32))
+    store.publish("dhe", DHE.from_budget(DHE_NUM, DIM, DHE_BYTES))
+    rows: list[dict[str, Any]] = []
+    protocols, distributions = ("octet", "json", "infer"), ("zipf", "uniform")
+    combinations = [("item", p, size, keys) for p in protocols for size in SIZES for keys in distributions]
+    dhe = [("dhe", "octet", size, "zipf") for size in SIZES]
+    peaks: dict[Any, float] = {}
+
+    def note(*of: Any) -> None:
+        rows.append(row(*of))
+        sys.stderr.write(f"{rows[-1]}\n")
+
+    with server(folder / "store", "off") as url:
+        for what in (*combinations, *dhe):
+            peak = peaks[what] = capacity(url, *what, seconds=seconds / 2)
+            note(what, "off", "idle", peak, at_half(url, *what, rate=HALF * peak, seconds=seconds))
+            if what[0] == "item":
+                swap = Event(at=0.2, kind="publish", store=str(folder / "store"), table="item")
+                note(what, "off", "swap", peak, at_half(url, *what, rate=HALF * peak, seconds=seconds + 2, event=swap))
+    with server(folder / "store", "on") as url:
+        for what in (*combinations, *dhe):
+            rate = HALF * peaks[what]
+            forget(url, what[0])
+            note(what, "cold", "idle", 0.0, at_half(url, *what, rate=rate, seconds=seconds))
+            peak = capacity(url, *what, seconds=seconds / 2)
+            note(what, "hot", "idle", peak, at_half(url, *what, rate=rate, seconds=seconds))
+    return rows
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--seconds", type=float, default=3.0)
+    asked = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder, on_cores(cores[1:] or cores):
+        rows = measure(Path(folder), asked.seconds)
+    show("HTTP lookups of 64 floats", rows, as_json=asked.json)
+
+
+if __name__ == "__main__":
+    main()
