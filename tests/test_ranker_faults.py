@@ -177,11 +177,12 @@ def test_stalled(ranker: RankerProcess, embeddings: Embeddings) -> None:
     embeddings.server.process.send_signal(signal.SIGSTOP)
     try:
         began = time.monotonic()
-        answer = ask(ranker)
+        answer = ask(ranker, REQUEST | {"candidates": [ITEMS[2], ITEMS[0], ITEMS[2], ITEMS[1]]})
         seconds = time.monotonic() - began
     finally:
         embeddings.server.process.send_signal(signal.SIGCONT)
     assert (answer["degraded"], answer["reason"]) == (True, "timeout")
+    assert [item["id"] for item in answer["items"]] == [ITEMS[2], ITEMS[0], ITEMS[1]]
     assert DEADLINE_S * 0.9 <= seconds < DEADLINE_S + 8
     assert counted(ranker, 'ranker_degraded_total{reason="timeout"}') - before == 1
     ranker.wait_until(lambda: ask(ranker) == whole, "the answer from before")

@@ -38,8 +38,8 @@ REASONS: dict[type[EmbstoreError], str] = {
     Overloaded: "overloaded",
     Unavailable: "unavailable",
 }
-OTHER, SKEWED = "failed", "other_vectors"
-ALL_REASONS = (*dict.fromkeys(REASONS.values()), OTHER, SKEWED)
+OTHER, SKEWED, UNCHECKED = "failed", "other_vectors", "not_checked_yet"
+ALL_REASONS = (*dict.fromkeys(REASONS.values()), OTHER, SKEWED, UNCHECKED)
 PROBE_TIMEOUT_S = 1.0
 TOLERANCE = 1e-4
 """How far a golden vector may be off: a GPU composes some schemes with other roundings."""
@@ -72,18 +72,20 @@ class Remote:
         self.client = _make_client(settings)
         self.problem: str | None = f"release {self.release} was not yet seen at {self.url}"
         self._seen = self._skewed = False
+        self._unseen = UNCHECKED
 
     async def vectors(self, user: Key, items: Sequence[Key]) -> Vectors:
         """The vectors of a user and of candidates, in order; never an error of the embedding service."""
         if self._skewed:
             return self.defaults(len(items), SKEWED)
+        if not self._seen:  # its vectors were not yet compared with those of training
+            return self.defaults(len(items), self._unseen)
         try:
             many = await self._lookup([user], items)
         except EmbstoreError as error:
             return self.defaults(len(items), reason_of(error))
         users, found = many[self.user.table], many[self.item.table]
-        width = len(self.user.default_D)
-        if users.vectors.shape[1] != width or found.vectors.shape[1] != width:
+        if not (_may_be(users, self.user) and _may_be(found, self.item)):
             return self.defaults(len(items), SKEWED)
         return Vectors(
             _with_default(users, self.user)[0],
@@ -108,10 +110,12 @@ class Remote:
             many = await self._lookup(self.user.golden, self.item.golden, PROBE_TIMEOUT_S)
         except NotFound as error:
             self.problem = f"release {self.release} is not served by {self.url}: {error}"
+            self._unseen = reason_of(error)
             return
         except EmbstoreError as error:
             if not self._seen:
                 self.problem = f"release {self.release} was not yet seen at {self.url}: {error}"
+                self._unseen = reason_of(error)
             return
         wrong = [side.table for side in (self.user, self.item) if not _same(many[side.table], side)]
         self._skewed = bool(wrong)
@@ -155,6 +159,11 @@ def _with_default(rows: Rows, side: Side) -> Tensor:
     """The vectors, the side's default one where an id was not found."""
     vectors = np.where(rows.found[:, None], rows.vectors, side.default_D.numpy())
     return torch.from_numpy(vectors.astype(np.float32, copy=False))
+
+
+def _may_be(rows: Rows, side: Side) -> bool:
+    """Whether rows can be of the version that the ranker was trained with: a store made anew counts from 1 again."""
+    return rows.vectors.shape[1] == len(side.default_D) and rows.version == side.version
 
 
 def _same(rows: Rows, side: Side) -> bool:

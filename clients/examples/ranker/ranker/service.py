@@ -11,7 +11,7 @@ from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from ranker.artifact import Artifact
+from ranker.artifact import Artifact, Key
 from ranker.metrics import Metrics
 from ranker.model import rank
 from ranker.problems import LimitBody, TooLarge, add_handlers
@@ -35,11 +35,10 @@ class Ranker:
             asked = f"{len(request.candidates):,} candidates, but a request may have {self.max_candidates:,}"
             raise TooLarge(asked, self.max_candidates)
         user = key_of(request.user, self.artifact.user, "user")
-        keyed = {
-            key_of(value, self.artifact.item, f"candidates[{place}]"): value
-            for place, value in reversed(list(enumerate(request.candidates)))
-        }
-        items = list(reversed(keyed))
+        keyed: dict[Key, int | str] = {}
+        for place, value in enumerate(request.candidates):
+            keyed.setdefault(key_of(value, self.artifact.item, f"candidates[{place}]"), value)
+        items = list(keyed)
         began = time.perf_counter()
         vectors = await self.remote.vectors(user, items)
         fetched = time.perf_counter()
