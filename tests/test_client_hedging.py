@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from random import Random
 from typing import Any
 
 import pytest
-from embstore_client import AsyncEmbeddingClient, ConnectionFailed, Hedge, NotReady, Retries, Timeout
+from embstore_client import AsyncEmbeddingClient, ConnectionFailed, Hedge, NotReady, Retries, TableNotFound, Timeout
 from embstore_client._attempts import Attempt, Attempts, Traffic
 from embstore_client._deadline import Deadline
 from embstore_client._latency import RecentLatencies
@@ -119,6 +120,56 @@ def test_an_attempt_that_never_ends_does_not_keep_the_call() -> None:
         attempts.step()
 
 
+@pytest.mark.parametrize("reported", [False, True], ids=["step", "failed"])
+def test_an_address_that_hangs_is_ejected(reported: bool) -> None:
+    """Who has not answered by the deadline has failed, a hedge or not; after three of them it is left alone."""
+    clock, attempts = started()
+    traffic = attempts._traffic
+    for _ in range(3):
+        attempts = Attempts(traffic, Deadline(1.0, clock), traffic.retries)
+        traffic.hedge_budget._tokens = 1.0
+        running = [attempt_of(attempts.step())]
+        clock.now += 0.02
+        running.append(attempt_of(attempts.step()))
+        clock.now += 1.0
+        end = partial(attempts.failed, running.pop(), Timeout("late")) if reported else attempts.step
+        with pytest.raises(Timeout):
+            end()
+        for attempt in running:
+            attempts.dropped(attempt)  # as both clients do with what is left
+    assert all(address.ejected_until is not None for address in traffic.balance.addresses)
+    assert [address.in_flight for address in traffic.balance.addresses] == [0, 0]
+
+
+def test_a_loser_shows_how_slow_its_address_is() -> None:
+    """An attempt that was overtaken counts as one that took that long, so requests go elsewhere."""
+    clock, attempts = started()
+    first = attempt_of(attempts.step())
+    clock.now += 0.5
+    second = attempt_of(attempts.step())
+    clock.now += 0.001
+    attempts.answered(second)
+    attempts.dropped(first)
+    assert first.address.latency_s(clock.now) == pytest.approx(0.501)
+    assert attempts._traffic.balance.choose(clock.now) is second.address
+
+
+def test_a_refusal_of_one_of_two_waits_for_the_other() -> None:
+    """What only one server says (its table is not loaded yet) is raised where the other brings nothing better."""
+    refused = TableNotFound("", status=404, code="table_not_found")
+    for better in (True, False):
+        clock, attempts = started()
+        first = attempt_of(attempts.step())
+        clock.now += 0.02
+        attempts.failed(attempt_of(attempts.step()), refused)
+        if better:
+            attempts.answered(first)
+            continue
+        clock.now += 1.0
+        with pytest.raises(TableNotFound):
+            attempts.step()
+
+
 def test_the_percentile_is_of_recent_latencies() -> None:
     """Nearest rank over a sliding window; unknown before there are enough."""
     latencies = RecentLatencies(95.0, min_samples=100)
@@ -176,6 +227,15 @@ def test_a_hedge_that_fails_does_not_fail_the_call(through: Either) -> None:
         assert len(server.seen) == 3
 
 
+@pytest.mark.parametrize("status", [404, 500], ids=str)
+def test_a_hedge_that_is_refused_does_not_either(through: Either, status: int) -> None:
+    """An error that is not sent again ends the call only where the other attempt has none either."""
+    with scripted(answer, after(0.3, answer), refuse(status)) as server:
+        _, rows = through(server.url, item_one, item_one, timeout_s=20.0, hedge=EAGER)
+        assert rows.vectors.tolist() == [[1.0] * 4]
+        assert len(server.seen) == 3
+
+
 def test_retries_and_hedges_go_together(through: Either) -> None:
     """A hedged client retries what failed, too."""
     with scripted(hang_up, hang_up) as server:
@@ -202,7 +262,7 @@ def test_a_cancelled_call_leaves_nothing(hedge: Hedge | None) -> None:
             await client.lookup("item", [1])
             before = asyncio.all_tasks()
             call = asyncio.create_task(client.lookup("item", [1]))
-            while len(server.seen) < 2:
+            while len(server.seen) < len(server.acts):
                 await asyncio.sleep(0.01)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -210,11 +270,10 @@ def test_a_cancelled_call_leaves_nothing(hedge: Hedge | None) -> None:
             assert asyncio.all_tasks() == before
             return len(await client.lookup("item", [1, 2]))
 
-    with scripted(answer, stall, *[stall] * (hedge is not None)) as server:
-        if hedge is not None:
-            server.acts[2] = answer
+    stalls = [stall] if hedge is None else [stall, stall]
+    with scripted(answer, *stalls) as server:
         assert asyncio.run(run(server.url)) == 2
-        wait_for(lambda: server.given_up[:1] == [1])
+        wait_for(lambda: len(server.given_up) == len(stalls))
 
 
 def test_trio_will_do_too() -> None:

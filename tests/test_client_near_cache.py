@@ -11,7 +11,9 @@ import pytest
 from client_cases import Fake, carry, known, vector, vectors
 from embstore_client import NearCache, Rows
 from embstore_client._hot_rows import OVERHEAD_BYTES, SLOT_BYTES, WAYS, HotRows
+from embstore_client._plan import Plan
 from embstore_client._planner import Planner
+from embstore_client._protocol import Reply
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,6 +127,34 @@ def test_a_pinned_version_needs_no_asking() -> None:
     cached.now += 1e9
     assert cached.lookup([2, 1], version=4).vectors.tolist() == vectors("item", 4, [2, 1]).tolist()
     assert cached.sizes() == [2]
+
+
+def test_rows_of_another_length_end_what_is_known() -> None:
+    """A store that is made anew counts from 1 again: where its rows are longer or shorter, all is asked again, once."""
+    cached = Cached()
+
+    def lookup(width: int) -> Any:
+        plan: Any = cached.planner.lookup("item", np.array([1, 2, 3]), version=1)
+        sent = []
+        while isinstance(plan, Plan):
+            sent += [len(request.body) // 8 for request in plan.requests]
+            assert len(sent) < 4
+            plan = plan.merge([request.parse(reply_of(request, width)) for request in plan.requests])
+        return sent, plan.vectors.tolist()
+
+    cached.planner.lookup("item", np.array([1, 2]), version=1)
+    plan = cached.planner.lookup("item", np.array([1, 2]), version=1)
+    plan.merge([plan.requests[0].parse(reply_of(plan.requests[0], 2))])
+    assert lookup(4) == ([1, 3], [[7.0] * 4] * 3)
+    assert lookup(4) == ([], [[7.0] * 4] * 3)
+
+
+def reply_of(request: Any, width: int) -> Reply:
+    """Version 1 has the same row for every id."""
+    shape = (len(request.body) // 8, width)
+    headers = {"x-embedding-version": "1", "x-embedding-shape": f"{shape[0]},{width}", "x-embedding-missing": "0"}
+    body = np.full(shape, 7.0, "<f4").tobytes()
+    return Reply(200, headers | {"content-type": "application/octet-stream", "x-embedding-dtype": "float32"}, body)
 
 
 def test_what_is_not_for_the_cache_passes_by() -> None:
@@ -263,9 +293,22 @@ def test_threads_share_a_cache() -> None:
 
 def test_a_cache_belongs_to_one_client() -> None:
     """Two clients may speak to two servers: the second one is refused the first one's cache."""
-    cached = Cached()
-    with pytest.raises(ValueError, match="belongs to another client"):
-        Planner(near_cache=cached.cache)
+    cache = NearCache(ROOM)
+    with (
+        embstore_client.EmbeddingClient(near_cache=cache),
+        pytest.raises(ValueError, match="belongs to another client"),
+    ):
+        embstore_client.EmbeddingClient(near_cache=cache)
+
+
+@pytest.mark.parametrize("client", [embstore_client.EmbeddingClient, embstore_client.AsyncEmbeddingClient])
+@pytest.mark.parametrize("options", [{"verify": "missing.pem"}, {"api_key": "two words"}], ids=str)
+def test_a_client_that_cannot_be_made_takes_no_cache(client: Any, options: dict[str, Any]) -> None:
+    """After a wrong argument the same cache goes to the client that is made next."""
+    cache = NearCache(ROOM)
+    with pytest.raises((OSError, ValueError)):
+        client("https://a", near_cache=cache, **options)
+    client("http://a", near_cache=cache)
 
 
 @pytest.mark.parametrize(

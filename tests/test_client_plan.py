@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from client_cases import Fake, carry, infer_reply, pooled, vectors
 from embstore_client import Bags, ManyRows, ProtocolError, Rows, TooManyIds
+from embstore_client._clients import only
 from embstore_client._planner import Planner
-from embstore_client._protocol import Reply
+from embstore_client._protocol import Reply, build_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,7 +97,6 @@ def test_a_bag_too_large_for_any_request_is_named() -> None:
         with pytest.raises(TooManyIds, match="bag 1 has 6 ids, and one request takes 4") as raised:
             plan()
         assert (raised.value.table, raised.value.limit) == ("item", 4)
-        assert not planner.learn_limit(raised.value)
 
 
 # Limits that the server teaches
@@ -111,35 +111,53 @@ def refusal(request: Any, **members: Any) -> embstore_client.ServiceError:
 
 
 def test_a_limit_in_ids_is_learned_for_its_table() -> None:
-    """After a 413 the same call is cut to the limit that it named, and other tables are not."""
+    """After a 413 this call and the next are cut to the limit that it named, and other tables are not."""
     planner = Planner()
-    error = refusal(planner.lookup("item", range(100)).requests[0], limit=40)
+    plan = planner.lookup("item", range(100))
+    error = refusal(plan.requests[0], limit=40)
     assert (error.table, error.asked) == ("item", 100)
-    assert planner.learn_limit(error)
     fake = Fake()
-    same(carry(planner.lookup("item", range(100)), fake.send), "item", 1, list(range(100)))
-    assert fake.sizes == [34, 34, 32]
+    for smaller in (plan.smaller(error), planner.lookup("item", range(100))):
+        same(carry(smaller, fake.send), "item", 1, list(range(100)))
+    assert fake.sizes == [34, 34, 32] * 2
     assert len(planner.lookup("user", range(100)).requests) == 1
 
 
 @pytest.mark.parametrize("members", [{"limit": 1 << 26}, {"code": "body_too_large", "limit": 3}, {}], ids=str)
 def test_a_limit_in_bytes_halves_until_it_fits(members: dict[str, Any]) -> None:
-    """Where the limit is none of ids, half as many are tried each time, until a single one."""
-    planner, sizes = Planner(), []
-    while True:
-        plan = planner.lookup_many({"item": range(6), "user": range(6)})
-        error = refusal(plan.requests[0], **members)
-        sizes.append(error.asked)
-        if not planner.learn_limit(error):
-            break
-    assert sizes == [12, 6, 3, 1]
-
-
-def test_other_errors_teach_nothing() -> None:
-    """Only a refusal of what was sent as too large says anything about sizes."""
+    """Where the limit is none of ids, half as many are tried each time, until a single one; the next call is whole."""
     planner = Planner()
-    assert not planner.learn_limit(embstore_client.Overloaded("busy", limit=3))
-    assert not planner.learn_limit(TooManyIds("far away", limit=3))
+    for call in (
+        lambda: planner.lookup_many({"item": range(6), "user": range(6)}),
+        lambda: planner.lookup("item", range(12)),
+    ):
+        plan: Any = call()
+        for size in (12, 6, 3, 1):
+            error = refusal(plan.requests[0], **members)
+            assert error.asked == size
+            if size > 1:
+                plan = plan.smaller(error)
+        with pytest.raises(embstore_client.TooLarge) as raised:
+            plan.smaller(error)
+        assert raised.value is error
+        assert len(call().requests) == 1
+
+
+def test_a_bag_that_no_reply_has_room_for_is_the_servers_error() -> None:
+    """Half the ids are tried where the limit is in bytes; where a bag would be cut in two, the refusal is raised."""
+    plan = Planner().lookup("item", range(9), offsets=[0, 2, 8])
+    error = refusal(plan.requests[0], limit=1 << 26)
+    with pytest.raises(TooManyIds) as raised:
+        plan.smaller(error)
+    assert raised.value is error
+
+
+def test_a_refusal_from_elsewhere_is_raised() -> None:
+    """A call is asked in smaller pieces only where the refusal is of what was sent; one without ids has none."""
+    error = TooManyIds("far away", limit=3)
+    for plan in (Planner().lookup("item", range(9)), only(build_tables())):
+        with pytest.raises(TooManyIds):
+            plan.smaller(error)
 
 
 # Many tables

@@ -98,6 +98,7 @@ def test_waits_double_up_to_their_bound() -> None:
 def test_retry_after_is_a_least_wait() -> None:
     """`Retry-After` is waited out, and some of the usual wait besides, so that clients do not return together."""
     assert run([overloaded(2.0)]) == ([0.0, 2.0125], None)
+    assert run([overloaded(40.0)], timeout_s=60.0) == ([0.0, 40.0125], None)
     assert run([overloaded()]) == ([0.0, 0.0125], None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 from numpy.typing import NDArray
@@ -31,8 +31,6 @@ from ._planner import MAX_IDS
 from ._rows import ManyRows, Rows
 from ._settings import Hedge, Retries
 from ._tasks import Tasks
-
-T = TypeVar("T")
 
 
 class AsyncEmbeddingClient:
@@ -76,6 +74,7 @@ class AsyncEmbeddingClient:
             verify=ssl_context_for(shared.base_urls, verify) or _unused_context(), limits=LIMITS
         )
         self._carrier = Tasks(shared, network)
+        shared.claim_cache()
 
     async def lookup(
         self,
@@ -131,12 +130,12 @@ class AsyncEmbeddingClient:
     async def ready(self, *, timeout_s: float | None = None) -> bool:
         """Whether lookups are being answered now: see `EmbeddingClient.ready`."""
         try:
-            return await self._carrier.call("ready", lambda: plan_ready(), timeout_s, self._shared.attempts_at_all)
+            return await self._carrier.call("ready", plan_ready, timeout_s, self._shared.attempts_at_all)
         except (ConnectionFailed, Timeout, Unavailable):
             return False
 
     async def aclose(self) -> None:
-        """Closes the connections; the client cannot be used afterwards."""
+        """Closes the connections; calls under way raise `ConnectionFailed`, the client cannot be used afterwards."""
         await self._carrier.aclose()
 
     async def __aenter__(self) -> AsyncEmbeddingClient:

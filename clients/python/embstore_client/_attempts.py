@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import NoReturn
 
 from ._balance import Address, Balance
 from ._budget import Budget
@@ -69,6 +70,7 @@ class Attempt:
     address: Address
     number: int
     hedge: bool
+    probe: bool
     began: float
     patience: Patience
 
@@ -86,6 +88,7 @@ class Attempts:
         self._traffic, self._deadline, self._retries = traffic, deadline, retries
         self._running: list[Attempt] = []
         self._tried: list[Address] = []
+        self._refused: EmbstoreError | None = None  # by one of two, which need not be what the other one brings
         self._number = 0
         self._hedges = 0
         self._due: tuple[float, Address] | None = None
@@ -94,6 +97,9 @@ class Attempts:
     def step(self) -> Attempt | float:
         """The attempt to start now, or the seconds to wait for what runs; less where something is due earlier."""
         now = self._traffic.clock()
+        left = self._deadline.end - now
+        if left <= 0:
+            self._late(now)
         if self._number == 0:
             return self._first(now)
         if self._due is not None:
@@ -102,9 +108,6 @@ class Attempts:
                 return at - now
             self._due = None
             return self._start(now, address)
-        left = self._deadline.end - now
-        if left <= 0:
-            raise late(self._running[0].address, self._deadline)
         if self._hedge_at is None:
             return left
         if now < self._hedge_at:
@@ -117,7 +120,9 @@ class Attempts:
         traffic = self._traffic
         now = traffic.clock()
         seconds = now - attempt.began
+        self._running.remove(attempt)
         with traffic.lock:
+            traffic.balance.ended(attempt.address, probe=attempt.probe)
             restored = traffic.balance.answered(attempt.address, now, seconds)
             if traffic.hedge is not None:
                 traffic.latencies.add(seconds)
@@ -130,30 +135,40 @@ class Attempts:
         """`attempt` brought no answer; raises `error` where no other attempt is made or still runs."""
         traffic = self._traffic
         now = traffic.clock()
-        self._running.remove(attempt)
         self._judge(attempt, error, now)
-        if now >= self._deadline.end or not _may_end_better(error):
-            raise error
+        if not _may_end_better(error):
+            self._refused = self._refused or error
         if self._running:
+            if now >= self._deadline.end:
+                self._late(now)
             return
         retries = self._retries
-        if retries is None or self._number - self._hedges >= retries.max_attempts:
-            raise error
+        if retries is None or not _may_end_better(error) or self._number - self._hedges >= retries.max_attempts:
+            raise self._refused or error
         with traffic.lock:
             address = traffic.balance.choose(now, self._tried)
             backoff = min(retries.base_s * 2.0 ** (self._number - self._hedges - 1), retries.max_s)
-            at = max(now, address.disliked_until) + traffic.random.uniform(0.0, backoff)
+            at = max(now, address.disliked_until)
+            if address is attempt.address:
+                at = max(at, now + _retry_after_s(error))
+            at += traffic.random.uniform(0.0, backoff)
             if at >= self._deadline.end or not traffic.retry_budget.take(now):
-                raise error
+                raise self._refused or error
         self._due = (at, address)
         traffic.tell("retry", address=address.url, wait_s=at - now, reason=reason_of(error))
 
     def dropped(self, attempt: Attempt) -> None:
         """`attempt` was given up, because another one brought the answer or nobody waits for one."""
+        if attempt not in self._running:
+            return  # it ended before, or was late
         traffic = self._traffic
-        seconds = traffic.clock() - attempt.began
+        now = traffic.clock()
+        seconds = now - attempt.began
+        self._running.remove(attempt)
         with traffic.lock:
-            traffic.balance.dropped(attempt.address)
+            traffic.balance.ended(attempt.address, probe=attempt.probe)
+            if not attempt.patience.queues:
+                traffic.balance.overtaken(attempt.address, now, seconds)
             if traffic.hedge is not None:
                 traffic.latencies.add(seconds)  # it would have taken longer, but to forget it would flatter the rest
         self._ended(attempt, None, seconds, "cancelled")
@@ -164,8 +179,7 @@ class Attempts:
             traffic.retry_budget.deposit()
             if traffic.hedge is not None:
                 traffic.hedge_budget.deposit()
-            address = traffic.balance.choose(now)
-        return self._start(now, address)
+        return self._start(now)
 
     def _hedge(self, now: float) -> Attempt | None:
         """A second attempt beside the slow one, where the share of extra requests allows it."""
@@ -173,38 +187,50 @@ class Attempts:
         with traffic.lock:
             if not traffic.hedge_budget.take(now):
                 return None
-            address = traffic.balance.choose(now, self._tried)
         self._hedges += 1
-        traffic.tell("hedge", address=address.url, after_s=now - self._running[0].began)
-        return self._start(now, address, hedge=True)
+        return self._start(now, hedge=True)
 
-    def _start(self, now: float, address: Address, *, hedge: bool = False) -> Attempt:
+    def _start(self, now: float, address: Address | None = None, *, hedge: bool = False) -> Attempt:
         traffic = self._traffic
+        with traffic.lock:  # chosen and started at once, so that no two probe the same address
+            address = address or traffic.balance.choose(now, self._tried)
+            probe = traffic.balance.started(address, now)
+        if hedge:
+            traffic.tell("hedge", address=address.url, after_s=now - self._running[0].began)
         several = len(traffic.balance.addresses) > 1 and self._retries is not None
         patience = Patience(self._deadline, _CONNECT_SHARE if several else 1.0)
         self._number += 1
-        attempt = Attempt(address, self._number, hedge, now, patience)
+        attempt = Attempt(address, self._number, hedge, probe, now, patience)
         self._running.append(attempt)
         self._tried.append(address)
-        with traffic.lock:
-            traffic.balance.started(address)
         if traffic.hedge is not None and not self._hedges:
             after = traffic.latencies.percentile()
             self._hedge_at = None if after is None else now + traffic.hedge.bounded(after)
         traffic.tell("attempt_started", address=address.url, number=self._number, hedge=hedge)
         return attempt
 
+    def _late(self, now: float) -> NoReturn:
+        """The time is over: who was asked and has not answered has failed."""
+        error = late(self._tried[-1] if self._tried else None, self._deadline)
+        for attempt in list(self._running):
+            self._judge(attempt, error, now)
+        raise self._refused or error
+
     def _judge(self, attempt: Attempt, error: EmbstoreError, now: float) -> None:
-        """What the failure says about the address."""
+        """Ends an attempt that failed, with what that says about its address."""
         traffic, address = self._traffic, attempt.address
         seconds, pause, restored = now - attempt.began, None, False
+        self._running.remove(attempt)
         with traffic.lock:
-            if isinstance(error, ConnectionFailed | Timeout | Unavailable) or _from_a_gateway(error):
-                pause = traffic.balance.failed(address, now)
+            traffic.balance.ended(address, probe=attempt.probe)
+            if attempt.patience.queues or attempt.patience.cancelled:
+                pass  # it never reached the address, or was ended from here
+            elif isinstance(error, ConnectionFailed | Timeout | Unavailable) or _from_a_gateway(error):
+                pause = traffic.balance.failed(address, now, attempt.began)
             else:  # an answer, if not the one hoped for; a refusal is quick, so it tells nothing about the speed
                 restored = traffic.balance.answered(address, now, None)
-            if isinstance(error, Overloaded | Unavailable) and error.retry_after_s:
-                traffic.balance.asked_to_wait(address, now, error.retry_after_s)
+            if _retry_after_s(error):
+                traffic.balance.asked_to_wait(address, now, _retry_after_s(error))
         if traffic.observer is not None:
             self._ended(attempt, getattr(error, "status", None), seconds, reason_of(error))
             if pause is not None:
@@ -224,15 +250,60 @@ class Attempts:
         )
 
 
-def late(address: Address, deadline: Deadline) -> Timeout:
-    """The error of a call whose time is over."""
-    seconds = deadline.timeout_s
-    return Timeout(f"no whole answer from {address.url} within {seconds:g} s", timeout_s=seconds)
+class EachAddress(Attempts):
+    """One attempt at each address in turn, each with its share of the time; apart from what lookups cause and learn."""
+
+    def __init__(self, traffic: Traffic, deadline: Deadline) -> None:
+        super().__init__(traffic, deadline, None)
+        self._untried = list(traffic.balance.addresses)
+
+    def step(self) -> Attempt | float:
+        now = self._traffic.clock()
+        left = self._deadline.end - now
+        if left <= 0:
+            raise self._refused or late(self._tried[-1] if self._tried else None, self._deadline)
+        if self._running:
+            return left
+        patience = Patience(Deadline(left / len(self._untried), self._traffic.clock))
+        address = self._untried.pop(0)
+        attempt = Attempt(address, len(self._tried) + 1, hedge=False, probe=False, began=now, patience=patience)
+        self._running.append(attempt)
+        self._tried.append(address)
+        self._traffic.tell("attempt_started", address=address.url, number=attempt.number, hedge=False)
+        return attempt
+
+    def answered(self, attempt: Attempt) -> None:
+        self._over(attempt, 200, "ok")
+
+    def failed(self, attempt: Attempt, error: EmbstoreError) -> None:
+        self._over(attempt, getattr(error, "status", None), reason_of(error))
+        if not _may_end_better(error):
+            self._refused = self._refused or error
+        if not self._untried:
+            raise self._refused or error
+
+    def dropped(self, attempt: Attempt) -> None:
+        self._over(attempt, None, "cancelled")
+
+    def _over(self, attempt: Attempt, status: int | None, reason: str) -> None:
+        self._running.remove(attempt)
+        self._ended(attempt, status, self._traffic.clock() - attempt.began, reason)
+
+
+def late(address: Address | None, deadline: Deadline) -> Timeout:
+    """The error of a call whose time is over; None where no address was asked."""
+    seconds, whose = deadline.timeout_s, "" if address is None else f" from {address.url}"
+    return Timeout(f"no whole answer{whose} within {seconds:g} s", timeout_s=seconds)
 
 
 def _may_end_better(error: EmbstoreError) -> bool:
     """Whether another attempt may: lookups only read, so what was not answered may be asked again."""
     return isinstance(error, ConnectionFailed | Overloaded | Unavailable | Timeout) or _from_a_gateway(error)
+
+
+def _retry_after_s(error: EmbstoreError) -> float:
+    """How long the server asks to be left alone."""
+    return error.retry_after_s or 0.0 if isinstance(error, Overloaded | Unavailable) else 0.0
 
 
 def _from_a_gateway(error: EmbstoreError) -> bool:

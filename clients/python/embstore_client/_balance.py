@@ -22,6 +22,7 @@ class Address:
     __slots__ = (
         "_latency_s",
         "_measured_at",
+        "disliked_at",
         "disliked_until",
         "ejected_until",
         "failures",
@@ -38,7 +39,7 @@ class Address:
         self.pauses = 0
         self.ejected_until: float | None = None
         self.probing = False
-        self.disliked_until = 0.0
+        self.disliked_at = self.disliked_until = 0.0
         self._latency_s: float | None = None
         self._measured_at = 0.0
 
@@ -83,51 +84,63 @@ class Balance:
             return min(equal, key=lambda address: address.disliked_until)
         return equal[0] if len(equal) == 1 else self._less_busy(now, *self._random.sample(equal, 2))
 
-    def started(self, address: Address) -> None:
-        """An attempt goes out to `address`."""
+    def started(self, address: Address, now: float) -> bool:
+        """An attempt goes out to `address`; True where it is the one that probes it."""
+        probe = address.wants_probe(now)
         address.in_flight += 1
-        if address.ejected_until is not None:
-            address.probing = True
+        address.probing = address.probing or probe
+        return probe
+
+    def ended(self, address: Address, *, probe: bool = False) -> None:
+        """An attempt is over, however that came about; nothing is learned about `address`."""
+        address.in_flight -= 1
+        if probe:
+            address.probing = False
 
     def answered(self, address: Address, now: float, seconds: float | None) -> bool:
         """An answer came from `address`; True where that ends an ejection. `seconds` only where it tells its speed."""
         restored = address.ejected_until is not None
-        self.dropped(address)
         address.failures = address.pauses = 0
         address.ejected_until = None
         if seconds is not None:
+            if now - seconds >= address.disliked_at:
+                address.disliked_until = 0.0
             address.measured(now, seconds)
         return restored
 
-    def failed(self, address: Address, now: float) -> float | None:
+    def failed(self, address: Address, now: float, began: float) -> float | None:
         """No answer came, or a 503; the seconds that the address is left alone for, where it is from now on."""
-        self.dropped(address)
+        if address.ejected_until is not None and began < address.ejected_until:
+            return None  # older news than those that it was ejected for
         address.failures += 1
-        pausing = address.ejected_until is not None and now < address.ejected_until
-        if len(self.addresses) == 1 or address.failures < EJECT_AFTER or pausing:
+        if len(self.addresses) == 1 or address.failures < EJECT_AFTER:
             return None
         pause = min(FIRST_PAUSE_S * 2.0**address.pauses, LONGEST_PAUSE_S) * self._random.uniform(0.75, 1.25)
         address.pauses += 1
         address.ejected_until = now + pause
         return pause
 
-    def dropped(self, address: Address) -> None:
-        """An attempt was given up, which says nothing about `address`."""
-        address.in_flight -= 1
-        address.probing = False
+    def overtaken(self, address: Address, now: float, seconds: float) -> None:
+        """An attempt was given up after `seconds`: its answer would have taken longer."""
+        if seconds > self._expected_s(address, now):
+            address.measured(now, seconds)
 
     def asked_to_wait(self, address: Address, now: float, seconds: float) -> None:
-        """`address` said `Retry-After`: others are liked better until then."""
-        address.disliked_until = max(address.disliked_until, now + seconds)
+        """`address` said `Retry-After`: others are liked better until then, or until it answers what is asked after."""
+        address.disliked_at = now
+        address.disliked_until = max(address.disliked_until, now + min(seconds, LONGEST_PAUSE_S))
 
     def _less_busy(self, now: float, one: Address, other: Address) -> Address:
         cost, other_cost = self._cost(one, now), self._cost(other, now)
         return other if cost > MUCH_WORSE * other_cost else one
 
     def _cost(self, address: Address, now: float) -> float:
-        """Expected seconds until an answer; an address that is not known yet counts as the average one."""
+        return (address.in_flight + 1) * self._expected_s(address, now)
+
+    def _expected_s(self, address: Address, now: float) -> float:
+        """What an answer may take; an address that is not known yet counts as the average one."""
         latency = address.latency_s(now)
-        if latency is None:
-            known = [a.latency_s(now) or 0.0 for a in self.addresses if a.latency_s(now) is not None]
-            latency = sum(known) / len(known) if known else 1.0
-        return (address.in_flight + 1) * latency
+        if latency is not None:
+            return latency
+        known = [a.latency_s(now) or 0.0 for a in self.addresses if a.latency_s(now) is not None]
+        return sum(known) / len(known) if known else 1.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import ssl
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,13 +14,13 @@ import httpcore
 import httpx
 
 from . import _protocol
-from ._attempts import Attempt, Attempts, Traffic, late, reason_of
+from ._attempts import Attempt, Attempts, EachAddress, Traffic, late, reason_of
 from ._deadline import Deadline
 from ._errors import ConnectionFailed, EmbstoreError, NotReady, ProtocolError, Timeout
 from ._near_cache import NearCache
 from ._observe import Observer
 from ._options import check_on_missing
-from ._plan import Plan
+from ._plan import Plan, the_only_answer
 from ._planner import Planner
 from ._protocol import Reply, Request
 from ._settings import Hedge, Retries
@@ -70,9 +69,8 @@ class Shared:
         self.timeout_s = check_timeout(timeout_s)
         self.clock = clock
         self.traffic = Traffic(self.base_urls, retries, hedge, observer, lambda: self.clock())
-        self._cache = NearCache(near_cache) if isinstance(near_cache, int) else near_cache
-        self.planner = Planner(on_missing=on_missing, max_ids=max_ids, near_cache=self._cache, clock=self.traffic.clock)
-        self._counting = threading.Lock()
+        cache = NearCache(near_cache) if isinstance(near_cache, int) else near_cache
+        self.planner = Planner(on_missing=on_missing, max_ids=max_ids, near_cache=cache, clock=self.traffic.clock)
         headers = {
             "user-agent": f"embstore-client/{__version__}",
             "accept-encoding": "identity",  # floats do not compress, and decompressing is a copy
@@ -82,24 +80,21 @@ class Shared:
         # Headers and URLs repeat from call to call, and httpx takes long to make them.
         self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
         self._url = lru_cache(maxsize=256)(lambda base, target: httpx.URL(base + target))
-        # One attempt at each address, at once: whether somebody is ready is asked in order to know now.
-        self._asking_all = Retries(max_attempts=len(self.base_urls), base_s=0.0)
 
     def deadline(self, timeout_s: float | None) -> Deadline:
         """The deadline of a call that starts now."""
         return Deadline(self.timeout_s if timeout_s is None else check_timeout(timeout_s), self.traffic.clock)
 
+    def claim_cache(self) -> None:
+        """The last step of making a client, for what fails before must leave the near-cache to the next one."""
+        if self.planner.near_cache is not None:
+            self.planner.near_cache.claim()
+
     def plan(self, make: Callable[[], Plan[T]]) -> Plan[T]:
         """What `make` plans; the observer hears what the near-cache knew of it."""
-        cache = self._cache
-        if cache is None or self.traffic.observer is None:
-            return make()
-        with self._counting:
-            hits, misses = cache.hits, cache.misses
-            plan = make()
-            hits, misses = cache.hits - hits, cache.misses - misses
-        if hits or misses:
-            self.traffic.tell("near_cache", hits=hits, misses=misses)
+        plan = make()
+        if plan.hits or plan.misses:
+            self.traffic.tell("near_cache", hits=plan.hits, misses=plan.misses)
         return plan
 
     def attempts(self, deadline: Deadline) -> Attempts:
@@ -108,7 +103,7 @@ class Shared:
 
     def attempts_at_all(self, deadline: Deadline) -> Attempts:
         """One attempt at each address until one answers."""
-        return Attempts(self.traffic, deadline, self._asking_all)
+        return EachAddress(self.traffic, deadline)
 
     def http_request(self, request: Request[T], attempt: Attempt) -> httpx.Request:
         """One attempt as httpx sends it."""
@@ -163,23 +158,19 @@ class Shared:
 
 def only(request: Request[T]) -> Plan[T]:
     """The plan of a call that is one request."""
-    return Plan((request,), _first)
+    return Plan((request,), the_only_answer)
 
 
 def plan_ready() -> Plan[bool]:
-    """The plan that asks whether somebody is ready; a 503 is an error here, so that the next address is asked."""
+    """The plan that asks whether somebody is ready; not to be is an error here, so that the next address is asked."""
     request = _protocol.build_ready()
 
     def parse(reply: Reply) -> bool:
-        if not request.parse(reply):
+        if reply.status in (429, 504) or not request.parse(reply):
             raise NotReady(f"not ready ({reply.status})", status=reply.status)
         return True
 
     return only(replace(request, parse=parse))
-
-
-def _first(answers: Sequence[T]) -> T:
-    return answers[0]
 
 
 @lru_cache(maxsize=64)

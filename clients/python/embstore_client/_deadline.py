@@ -8,8 +8,18 @@ from typing import Protocol
 
 import httpx
 
+from ._errors import EmbstoreError
+
 _PHASES = ("connect", "read", "write", "pool")
 _SHORTEST_WAIT_S = 0.001  # a socket timeout of 0 would mean "do not block", which is another error
+
+
+class GivenUp(Exception):
+    """An attempt ended through no doing of its address; the call raises `error`."""
+
+    def __init__(self, error: EmbstoreError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Abortable(Protocol):
@@ -43,16 +53,17 @@ class Patience(Mapping[str, float]):
     Attributes:
         timeout_s: what was left when the attempt began.
         cancelled: nobody waits for this attempt any more: every further phase fails at once.
+        queues: it waits for one of the client's own connections, so nothing is asked of the server yet.
     """
 
-    __slots__ = ("_connect_share", "_connection", "_deadline", "cancelled", "timeout_s")
+    __slots__ = ("_connect_share", "_connection", "_deadline", "cancelled", "queues", "timeout_s")
 
     def __init__(self, deadline: Deadline, connect_share: float = 1.0) -> None:
         self._deadline = deadline
         self._connect_share = connect_share
         self._connection: Abortable | None = None
         self.timeout_s = max(deadline.left(), 0.0)
-        self.cancelled = False
+        self.cancelled = self.queues = False
 
     def left(self) -> float:
         """Seconds that a phase may take from now on."""
@@ -78,8 +89,9 @@ class Patience(Mapping[str, float]):
     def __getitem__(self, phase: str) -> float:
         if phase not in _PHASES:
             raise KeyError(phase)
+        self.queues = phase == "pool"
         seconds = self.left()
-        return Seconds(seconds * self._connect_share if phase == "connect" else seconds, self)
+        return Seconds(seconds * self._connect_share if phase == "connect" else seconds, self, self._deadline.clock)
 
     def __iter__(self) -> Iterator[str]:
         return iter(_PHASES)
@@ -89,18 +101,19 @@ class Patience(Mapping[str, float]):
 
 
 class Seconds(float):
-    """A timeout for any transport, which says to `DeadlineStream` whose patience it is."""
+    """A timeout for any transport, which says to `DeadlineStream` whose patience it is and when its phase ends."""
 
-    __slots__ = ("patience",)
+    __slots__ = ("_clock", "_end", "patience")
 
+    _clock: Callable[[], float]
+    _end: float
     patience: Patience
 
-    def __new__(cls, seconds: float, patience: Patience) -> Seconds:
+    def __new__(cls, seconds: float, patience: Patience, clock: Callable[[], float]) -> Seconds:
         self = super().__new__(cls, seconds)
-        self.patience = patience
+        self.patience, self._clock, self._end = patience, clock, clock() + seconds
         return self
 
-
-def left_of(timeout: float | None) -> float | None:
-    """What remains now of a timeout that was given out earlier."""
-    return timeout.patience.left() if isinstance(timeout, Seconds) else timeout
+    def left(self) -> float:
+        """What remains of the phase; 0 or less once it is over, or the attempt cancelled."""
+        return 0.0 if self.patience.cancelled else self._end - self._clock()

@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from typing import TypeAlias
 
 from ._bags import Asked
 from ._errors import ProtocolError
 from ._infer import build_infer_many, suits
 from ._pieces import Part, Piece, join, pack
-from ._plan import Plan
+from ._plan import Plan, the_only_answer
 from ._protocol import Request, build_lookup_many
 from ._rows import ManyRows, Rows
 
-_the_only_answer = itemgetter(0)
 _Pack: TypeAlias = dict[str, Piece]
 _Answered: TypeAlias = tuple[_Pack, ManyRows]
 
@@ -37,7 +35,7 @@ class ManyCall:
     def plan_whole(self, limit: int) -> Plan[ManyRows]:
         """One request, or several of at most `limit` ids each."""
         if sum(one.size for one in self.asked.values()) <= limit:
-            return Plan((self._request(self.asked, self.release),), _the_only_answer)
+            return Plan((self._request(self.asked, self.release),), the_only_answer)
         frozen = {table: one.copy() for table, one in self.asked.items()}
         return self._plan(pack(frozen, limit), [], self.release, last=False)
 

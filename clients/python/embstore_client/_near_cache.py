@@ -49,7 +49,8 @@ class NearCache:
         hits, misses: ids that were answered from here, and those that were not.
         evictions: ids that made room for hotter ones.
 
-    A cache belongs to one client: two clients may speak to servers with different tables of the same name.
+    A cache belongs to one client: two clients may speak to servers with different tables of the same name. A store
+    that is made anew counts its versions from 1 again: `clear` then, for only rows of another length are noticed.
 
     >>> cache = NearCache(64 << 20, max_age_s=0.5)
     >>> cache.hits, cache.misses
@@ -144,8 +145,12 @@ class NearCache:
             return
         raw = np.ascontiguousarray(wire).view(np.uint8)
         with self._lock:
-            kept = self._room((table, rows.version, rows.dtype), raw.shape[1])
-            if kept is not None and kept.rows.row_bytes == raw.shape[1]:
+            key = (table, rows.version, rows.dtype)
+            kept = self._kept.get(key)
+            if kept is not None and kept.rows.row_bytes != raw.shape[1]:
+                self._drop_version(table, rows.version)
+            kept = self._room(key, raw.shape[1])
+            if kept is not None:
                 kept.release = rows.release
                 kept.rows.put(ids, raw)
 
@@ -171,6 +176,9 @@ class NearCache:
         """Drops a version unless another label of the table names it."""
         if any(name == table and seen == version for (name, _), (seen, _) in self._seen.items()):
             return
+        self._drop_version(table, version)
+
+    def _drop_version(self, table: str, version: int) -> None:
         for key in [key for key in self._kept if key[0] == table and key[1] == version]:
             self._drop(key)
 

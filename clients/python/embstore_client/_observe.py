@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 
 log = logging.getLogger("embstore_client")
+
+_TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
+_NOT_TO_ADD = frozenset(
+    (
+        *("accept", "accept-encoding", "authorization", "content-type", "user-agent", "x-request-timeout-ms"),
+        *("connection", "content-length", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade"),
+    )
+)
+"""The client's own headers, and those that say how HTTP goes on: a second one would break the call."""
 
 
 class Observer:
@@ -20,7 +30,7 @@ class Observer:
     """
 
     def headers(self) -> Mapping[str, str]:
-        """Extra headers for one attempt, for example `{"traceparent": ...}`."""
+        """Extra headers for one attempt, for example `{"traceparent": ...}`; none that the client sets itself."""
         return {}
 
     def attempt_started(self, *, address: str, number: int, hedge: bool) -> None:
@@ -77,6 +87,8 @@ class Guarded:
 
 
 def _header(name: str, value: str) -> tuple[bytes, bytes]:
-    if not (name + value).isprintable():
-        raise ValueError(f"a header must be printable ASCII, got {name!r}: {value!r}")
+    if not _TOKEN.fullmatch(name) or name.lower() in _NOT_TO_ADD:
+        raise ValueError(f"a header's name must be a token, and none that the client sets itself, got {name!r}")
+    if not (value.isascii() and value.isprintable() and value == value.strip()):
+        raise ValueError(f"a header must be printable ASCII without spaces around it, got {name!r}: {value!r}")
     return name.encode("ascii"), value.encode("ascii")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from operator import itemgetter
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
-from ._bags import Bags, asked_of, bags_of_call
-from ._errors import ServiceError, TooLarge
+from ._bags import Asked, Bags, asked_of, bags_of_call
+from ._errors import TooLarge, TooManyIds
 from ._ids import Ids
 from ._many_tables import ManyCall
 from ._near_cache import NearCache
@@ -22,13 +22,14 @@ from ._options import (
     lookup_path,
     segment,
 )
-from ._plan import Plan
+from ._plan import Plan, the_only_answer
 from ._protocol import build_lookup
 from ._rows import ManyRows, Rows
 
+T = TypeVar("T")
+
 MAX_IDS = 65_536
 """Ids that a server takes in one request, unless it is set otherwise."""
-_the_only_answer = itemgetter(0)
 
 
 class Planner:
@@ -54,8 +55,6 @@ class Planner:
             raise TypeError(f"max_ids must be a whole number of ids, got {max_ids!r:.40}")
         if max_ids < 1:
             raise ValueError(f"max_ids must be 1 or more, got {max_ids}")
-        if near_cache is not None:
-            near_cache.claim()
         self.on_missing, self.max_ids, self.near_cache, self.clock = on_missing, max_ids, near_cache, clock
         self._learned: dict[str | None, int] = {}
 
@@ -80,17 +79,32 @@ class Planner:
         """
         on_missing = self.on_missing if on_missing is None else on_missing
         asked = asked_of(bags_of_call(ids, offsets, pooling, weights))
-        limit = min(self.max_ids, self._learned.get(table, self.max_ids)) if self._learned else self.max_ids
+        return self._lookup(table, asked, version, label, on_missing, dtype, self.max_ids)
+
+    def _lookup(
+        self,
+        table: str,
+        asked: Asked,
+        version: int | None,
+        label: str | None,
+        on_missing: str,
+        dtype: str,
+        limit: int,
+    ) -> Plan[Rows]:
+        smaller = partial(self._smaller, partial(self._lookup, table, asked, version, label, on_missing, dtype))
+        if self._learned:
+            limit = min(limit, self._learned.get(table, limit))
         cache = self.near_cache if asked.offsets is None and not isinstance(asked.ids, list) else None
         if cache is None and asked.size <= limit:
             request = build_lookup(table, asked, version=version, label=label, on_missing=on_missing, dtype=dtype)
-            return Plan((request,), _the_only_answer)
+            return Plan((request,), the_only_answer, smaller)
         check_on_missing(on_missing)
         check_dtype(dtype)
         version = None if version is None else check_version(version)
         lookup_path(table, version, label)
         call = TableCall(table, asked.copy(), version, label, on_missing, dtype, limit, self.clock(), cache)
-        return call.plan_whole() if cache is None or not asked.size else call.plan_cached(cache)
+        plan = call.plan_whole() if cache is None or not asked.size else call.plan_cached(cache)
+        return Plan(plan.requests, plan.merge, smaller, plan.hits, plan.misses)
 
     def lookup_many(
         self,
@@ -112,20 +126,27 @@ class Planner:
         if release is not None:
             segment("release", release)
         asked = {table: asked_of(given) for table, given in tables.items()}
-        limit = min([self.max_ids, *(self._learned[key] for key in (None, *asked) if key in self._learned)])
-        return ManyCall(asked, release, on_missing, dtype).plan_whole(limit)
+        return self._lookup_many(ManyCall(asked, release, on_missing, dtype), self.max_ids)
 
-    def learn_limit(self, error: ServiceError) -> bool:
-        """Whether the call should be planned again, in smaller pieces, after the server refused one as too large.
+    def _lookup_many(self, call: ManyCall, limit: int) -> Plan[ManyRows]:
+        limit = min([limit, *(self._learned[key] for key in (None, *call.asked) if key in self._learned)])
+        plan = call.plan_whole(limit)
+        return Plan(plan.requests, plan.merge, partial(self._smaller, partial(self._lookup_many, call)))
 
-        A limit in ids is taken as it is. A limit in bytes says nothing of ids: half as many are tried next.
+    def _smaller(self, plan: Callable[[int], Plan[T]], error: TooLarge) -> Plan[T]:
+        """The call again in smaller pieces, after the server refused one of its requests; `error` where none helps.
+
+        A limit in ids is remembered for its table. One in bytes says nothing of other calls: half as many ids as were
+        refused are tried, in this call alone.
         """
-        if not isinstance(error, TooLarge) or error.asked is None:
-            return False
-        limit = error.limit if error.code == "too_many_ids" else None
-        smaller = limit if limit is not None and 0 < limit < error.asked else error.asked // 2
-        if smaller < 1:
-            return False
-        # Of two threads that learn at once the one with the larger limit may win, and then learns once more.
-        self._learned[error.table] = min(smaller, self._learned.get(error.table, smaller))
-        return True
+        asked = error.asked
+        if asked is None or asked < 2:
+            raise error
+        if error.code == "too_many_ids" and error.limit is not None and 0 < error.limit < asked:
+            # Of two threads that learn at once the one with the larger limit may win, and then learns once more.
+            self._learned[error.table] = min(error.limit, self._learned.get(error.table, error.limit))
+            return plan(error.limit)
+        try:
+            return plan(asked // 2)
+        except TooManyIds:  # a bag cannot be cut
+            raise error from None

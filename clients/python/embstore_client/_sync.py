@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 from numpy.typing import NDArray
@@ -32,8 +32,6 @@ from ._rows import ManyRows, Rows
 from ._settings import Hedge, Retries
 from ._threads import Threads
 from ._transport import DeadlineTransport
-
-T = TypeVar("T")
 
 
 class EmbeddingClient:
@@ -92,6 +90,7 @@ class EmbeddingClient:
         self._carrier = Threads(
             shared, transport or DeadlineTransport(LIMITS, ssl_context_for(shared.base_urls, verify))
         )
+        shared.claim_cache()
 
     def lookup(
         self,
@@ -115,7 +114,7 @@ class EmbeddingClient:
             version: this version exactly; or
             label: the version a label names (`"stable"`). Without either: `"latest"`.
             on_missing: overrides the client's.
-            dtype: `"float32"`, or `"float16"` for half the bytes.
+            dtype: `"float32"`; `"float16"` or `"bfloat16"` for half the bytes; `"int8"` for a quarter.
             offsets: `[g]` where each bag starts in `ids`, the first at 0: one pooled vector a bag instead of one an id.
             pooling: `"sum"`, `"mean"` (the default) or `"max"` of a bag's vectors.
             weights: `[n]`, a factor for each id; not with `"max"`.
@@ -163,10 +162,11 @@ class EmbeddingClient:
         Args:
             ids_by_table: table name -> ids, each as in `lookup`, or `Bags`; at least one table.
             release: this release exactly; without it, the server's present one.
-            on_missing, dtype, timeout_s: as in `lookup`.
+            on_missing, timeout_s: as in `lookup`.
+            dtype: as in `lookup`, but for `"int8"`.
 
         Returns:
-            `ManyRows`, a mapping of table name -> `Rows`. The rows travel as JSON, so each array is its own.
+            `ManyRows`, a mapping of table name -> `Rows`. float32 and float16 travel as bytes, bfloat16 as JSON.
 
         Raises:
             ReleaseNotFound: no such release is served.
@@ -198,7 +198,7 @@ class EmbeddingClient:
             return False
 
     def close(self) -> None:
-        """Closes the connections; the client cannot be used afterwards."""
+        """Closes the connections; calls under way raise `ConnectionFailed`, the client cannot be used afterwards."""
         self._carrier.close()
 
     def __enter__(self) -> EmbeddingClient:

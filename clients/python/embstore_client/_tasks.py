@@ -11,8 +11,8 @@ import httpx
 
 from ._attempts import Attempt, Attempts
 from ._clients import FAULTS, Shared
-from ._deadline import Deadline
-from ._errors import EmbstoreError, TooLarge
+from ._deadline import Deadline, GivenUp
+from ._errors import ConnectionFailed, EmbstoreError, ProtocolError, TooLarge
 from ._plan import Plan
 from ._protocol import Request
 
@@ -25,10 +25,13 @@ class Tasks:
     def __init__(self, shared: Shared, transport: httpx.AsyncBaseTransport) -> None:
         self._shared, self._transport = shared, transport
         self._closed = False
+        self._under_way: set[anyio.CancelScope] = set()
 
     async def aclose(self) -> None:
-        """End all connections."""
+        """End all calls under way, and all connections."""
         self._closed = True
+        for attempt in self._under_way:
+            attempt.cancel()
         await self._transport.aclose()
 
     async def call(
@@ -53,13 +56,15 @@ class Tasks:
     async def _planned(
         self, make: Callable[[], Plan[T]], deadline: Deadline, attempts: Callable[[Deadline], Attempts]
     ) -> T:
-        """Carry out what `make` plans; in smaller pieces where the server teaches a smaller limit."""
+        """Carry out what `make` plans; in smaller pieces where the server refuses large ones."""
+        plan = self._shared.plan(make)
         while True:
             try:
-                return await self._carry_out(self._shared.plan(make), deadline, attempts)
+                return await self._carry_out(plan, deadline, attempts)
             except TooLarge as error:
-                if not self._shared.planner.learn_limit(error):
-                    raise
+                plan = plan.smaller(error)
+            except GivenUp as given_up:
+                raise given_up.error from given_up.__cause__
 
     async def _carry_out(self, plan: Plan[T], deadline: Deadline, attempts: Callable[[Deadline], Attempts]) -> T:
         while True:
@@ -163,15 +168,31 @@ class Tasks:
 
     async def _try(self, request: Request[T], attempt: Attempt, deadline: Deadline) -> T:
         shared, patience, chunks = self._shared, attempt.patience, []
+        if self._closed:
+            raise GivenUp(_closed())
         try:
-            with anyio.fail_after(patience.left()):
-                response = await self._transport.handle_async_request(shared.http_request(request, attempt))
+            with anyio.fail_after(patience.left()) as scope:
+                self._under_way.add(scope)
                 try:
-                    async for chunk in response.aiter_bytes():
-                        patience.check()
-                        chunks.append(chunk)
+                    response = await self._transport.handle_async_request(shared.http_request(request, attempt))
+                    try:
+                        async for chunk in response.aiter_bytes():
+                            patience.check()
+                            chunks.append(chunk)
+                    finally:
+                        await response.aclose()
                 finally:
-                    await response.aclose()
+                    self._under_way.discard(scope)
         except (*FAULTS, TimeoutError) as fault:
+            if self._closed:
+                raise GivenUp(_closed()) from fault
+            if isinstance(fault, httpx.LocalProtocolError):
+                raise GivenUp(ProtocolError(f"the request cannot be sent as HTTP: {fault}")) from fault
             raise shared.error_of(fault, attempt, deadline) from fault
+        if scope.cancelled_caught:
+            raise GivenUp(_closed())
         return shared.parse(request, response, chunks)
+
+
+def _closed() -> ConnectionFailed:
+    return ConnectionFailed("the client was closed during the call")

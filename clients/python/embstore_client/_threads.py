@@ -9,12 +9,13 @@ from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+import httpcore
 import httpx
 
 from ._attempts import Attempt, Attempts
 from ._clients import FAULTS, Shared
-from ._deadline import Deadline
-from ._errors import EmbstoreError, Timeout, TooLarge
+from ._deadline import Deadline, GivenUp
+from ._errors import ConnectionFailed, EmbstoreError, ProtocolError, Timeout, TooLarge
 from ._plan import Plan
 from ._protocol import Request
 
@@ -25,21 +26,50 @@ _PARTS_AT_ONCE = 32
 _ATTEMPTS_AT_ONCE = 200  # two for every connection: a hedged call that has to wait for a thread is late already
 
 
+class _Group:
+    """Attempts under way that another thread may end together."""
+
+    def __init__(self, outer: _Group | None = None) -> None:
+        self._outer = outer
+        self._attempts: set[Attempt] = set()
+        self.ended = False
+
+    def add(self, attempt: Attempt) -> None:
+        """`attempt` sets out; it is cancelled at once where the group has ended."""
+        self._attempts.add(attempt)
+        if self.ended:  # asked after the adding, for `end` looks at the attempts after it has said so
+            attempt.patience.cancel()
+        if self._outer is not None:
+            self._outer.add(attempt)
+
+    def remove(self, attempt: Attempt) -> None:
+        """`attempt` is back."""
+        self._attempts.discard(attempt)
+        if self._outer is not None:
+            self._outer.remove(attempt)
+
+    def end(self) -> None:
+        """Cancel what is under way and what ever sets out."""
+        self.ended = True
+        for attempt in tuple(self._attempts):
+            attempt.patience.cancel()
+
+
 class Threads:
     """The traffic of one sync client."""
 
     def __init__(self, shared: Shared, transport: httpx.BaseTransport) -> None:
         self._shared, self._transport = shared, transport
-        self._closed = False
+        self._all = _Group()
         # A thread starts when there is work for it and none is idle, so an unused pool costs nothing.
         self._parts = ThreadPoolExecutor(_PARTS_AT_ONCE, "embstore-part")
         self._attempts = ThreadPoolExecutor(_ATTEMPTS_AT_ONCE, "embstore-attempt")
 
     def close(self) -> None:
-        """End all connections."""
-        self._closed = True
-        self._parts.shutdown(wait=False, cancel_futures=True)
-        self._attempts.shutdown(wait=False, cancel_futures=True)
+        """End all calls under way, and all connections."""
+        self._all.end()
+        self._parts.shutdown(wait=False)  # what is queued still runs, and is given up at once
+        self._attempts.shutdown(wait=False)
         self._transport.close()
 
     def call(
@@ -50,7 +80,7 @@ class Threads:
         attempts: Callable[[Deadline], Attempts] | None = None,
     ) -> T:
         """What the plan of a call makes, within the deadline."""
-        if self._closed:
+        if self._all.ended:
             raise RuntimeError("the client is closed")
         deadline = self._shared.deadline(timeout_s)
         try:
@@ -62,20 +92,22 @@ class Threads:
         return result
 
     def _planned(self, make: Callable[[], Plan[T]], deadline: Deadline, attempts: Callable[[Deadline], Attempts]) -> T:
-        """Carry out what `make` plans; in smaller pieces where the server teaches a smaller limit."""
+        """Carry out what `make` plans; in smaller pieces where the server refuses large ones."""
+        plan = self._shared.plan(make)
         while True:
             try:
-                return self._carry_out(self._shared.plan(make), deadline, attempts)
+                return self._carry_out(plan, deadline, attempts)
             except TooLarge as error:
-                if not self._shared.planner.learn_limit(error):
-                    raise
+                plan = plan.smaller(error)
+            except GivenUp as given_up:
+                raise given_up.error from given_up.__cause__
 
     def _carry_out(self, plan: Plan[T], deadline: Deadline, attempts: Callable[[Deadline], Attempts]) -> T:
         while True:
             if len(plan.requests) > 1:
                 answers = self._carry_all(plan.requests, deadline, attempts)
             else:  # none where the near-cache knows everything
-                answers = [self._carry(request, deadline, attempts) for request in plan.requests]
+                answers = [self._carry(request, deadline, attempts, self._all) for request in plan.requests]
             merged = plan.merge(answers)
             if not isinstance(merged, Plan):
                 return merged
@@ -85,10 +117,12 @@ class Threads:
         self, requests: Sequence[Request[Any]], deadline: Deadline, attempts: Callable[[Deadline], Attempts]
     ) -> list[Any]:
         """The answers to requests that travel at the same time; the first error ends the call."""
-        futures: list[Future[Any]] = [
-            self._parts.submit(copy_context().run, self._carry, request, deadline, attempts) for request in requests
-        ]
+        group = _Group(self._all)
+        futures: list[Future[Any]] = []
         try:
+            futures.extend(
+                self._submit(self._parts, self._carry, request, deadline, attempts, group) for request in requests
+            )
             done, late = wait(futures, max(deadline.left(), 0.0), FIRST_EXCEPTION)
             failed = next((future for future in futures if future in done and future.exception()), None)
             if failed is not None:
@@ -99,18 +133,26 @@ class Threads:
         finally:
             for future in futures:
                 future.cancel()
+            if deadline.left() > 0:  # otherwise they are late, which says something about their addresses
+                group.end()
 
-    def _carry(self, request: Request[T], deadline: Deadline, make_attempts: Callable[[Deadline], Attempts]) -> T:
+    def _carry(
+        self,
+        request: Request[T],
+        deadline: Deadline,
+        make_attempts: Callable[[Deadline], Attempts],
+        group: _Group,
+    ) -> T:
         attempts = make_attempts(deadline)
         if self._shared.traffic.hedge is not None:
-            return self._race(request, deadline, attempts)
+            return self._race(request, deadline, attempts, group)
         while True:
             step = attempts.step()
             if not isinstance(step, Attempt):
                 time.sleep(step)
                 continue
             try:
-                answer = self._try(request, step, deadline)
+                answer = self._try(request, step, deadline, group)
             except EmbstoreError as error:
                 attempts.failed(step, error)
             except BaseException:
@@ -120,13 +162,13 @@ class Threads:
                 attempts.answered(step)
                 return answer
 
-    def _race(self, request: Request[T], deadline: Deadline, attempts: Attempts) -> T:
+    def _race(self, request: Request[T], deadline: Deadline, attempts: Attempts, group: _Group) -> T:
         """Attempts in threads of their own, so that a second one can start while the first waits."""
         ended: SimpleQueue[_Outcome[T]] = SimpleQueue()
 
         def travel(attempt: Attempt) -> None:
             try:
-                ended.put((attempt, self._try(request, attempt, deadline), None))
+                ended.put((attempt, self._try(request, attempt, deadline, group), None))
             except BaseException as error:
                 ended.put((attempt, None, error))
 
@@ -136,7 +178,7 @@ class Threads:
                 step = attempts.step()
                 if isinstance(step, Attempt):
                     running.append(step)
-                    self._attempts.submit(copy_context().run, travel, step)
+                    self._submit(self._attempts, travel, step)
                     continue
                 try:
                     attempt, answer, error = ended.get(timeout=step)
@@ -156,9 +198,12 @@ class Threads:
                 attempt.patience.cancel()
                 attempts.dropped(attempt)
 
-    def _try(self, request: Request[T], attempt: Attempt, deadline: Deadline) -> T:
+    def _try(self, request: Request[T], attempt: Attempt, deadline: Deadline, group: _Group) -> T:
         shared, patience, chunks = self._shared, attempt.patience, []
+        group.add(attempt)
         try:
+            if patience.cancelled:
+                raise GivenUp(_closed())
             response = self._transport.handle_request(shared.http_request(request, attempt))
             try:
                 for chunk in response.iter_bytes():
@@ -167,5 +212,24 @@ class Threads:
             finally:
                 response.close()
         except FAULTS as fault:
+            if patience.cancelled:
+                raise GivenUp(_closed()) from fault
+            if isinstance(fault, httpx.LocalProtocolError | httpcore.LocalProtocolError):
+                raise GivenUp(ProtocolError(f"the request cannot be sent as HTTP: {fault}")) from fault
             raise shared.error_of(fault, attempt, deadline) from fault
+        finally:
+            group.remove(attempt)
         return shared.parse(request, response, chunks)
+
+    def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> Future[T]:
+        try:
+            return pool.submit(copy_context().run, work, *arguments)
+        except RuntimeError as error:
+            if self._all.ended:
+                raise GivenUp(_closed()) from error
+            raise
+
+
+def _closed() -> ConnectionFailed:
+    """What a call raises; where it was only part of one that failed, nobody hears of it."""
+    return ConnectionFailed("the client was closed during the call")

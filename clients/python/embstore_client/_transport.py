@@ -17,7 +17,7 @@ from typing import Any
 import httpcore
 import httpx
 
-from ._deadline import Patience, Seconds, left_of
+from ._deadline import Patience, Seconds
 
 SocketOptions = Iterable[tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]]
 
@@ -79,28 +79,18 @@ class _Network(httpcore.NetworkBackend):
         """Connect to the first address of `host` that answers; they share the time, so a dead one costs its part."""
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a name that IDNA cannot encode
             raise httpcore.ConnectError(str(error)) from error
         addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
-        for i, address in enumerate(addresses[:-1]):
-            share = None if timeout is None else timeout / (len(addresses) - i)
-            with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
-                return self._connect(address, port, share, local_address, socket_options, timeout)
-        return self._connect(addresses[-1], port, timeout, local_address, socket_options, timeout)
-
-    def _connect(
-        self,
-        address: str,
-        port: int,
-        seconds: float | None,
-        local_address: str | None,
-        socket_options: SocketOptions | None,
-        timeout: float | None,
-    ) -> httpcore.NetworkStream:
-        left = left_of(timeout)
-        if seconds is not None and left is not None:
-            seconds = min(seconds, left)
-        return DeadlineStream(self._inner.connect_tcp(address, port, seconds, local_address, socket_options), timeout)
+        for untried in range(len(addresses), 0, -1):
+            left = _left(timeout, httpcore.ConnectTimeout)
+            share = None if left is None else left / untried
+            try:
+                inner = self._inner.connect_tcp(addresses[-untried], port, share, local_address, socket_options)
+                return DeadlineStream(inner, timeout)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failed = error
+        raise failed
 
 
 class DeadlineStream(httpcore.NetworkStream):
@@ -113,16 +103,29 @@ class DeadlineStream(httpcore.NetworkStream):
         self._carries(timeout)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, left_of(timeout))
+        return self._inner.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Send all of `buffer`: piece by piece, for a server that reads slowly may not stretch the call."""
         self._carries(timeout)
-        self._inner.write(buffer, left_of(timeout))
+        connection, unsent = self._inner.get_extra_info("socket"), memoryview(buffer)
+        try:
+            while unsent:
+                connection.settimeout(_left(timeout, httpcore.WriteTimeout))
+                unsent = unsent[connection.send(unsent) :]
+        except TimeoutError as error:
+            raise httpcore.WriteTimeout(str(error)) from error
+        except OSError as error:
+            raise httpcore.WriteError(str(error)) from error
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        inner = self._inner.start_tls(ssl_context, server_hostname, left_of(timeout))
+        try:
+            inner = self._inner.start_tls(ssl_context, server_hostname, _left(timeout, httpcore.ConnectTimeout))
+        except BaseException:
+            self.close()
+            raise
         return DeadlineStream(inner, timeout)
 
     def close(self) -> None:
@@ -135,8 +138,8 @@ class DeadlineStream(httpcore.NetworkStream):
         """Wake the thread that reads or writes here for `patience`; the connection is then closed, not reused."""
         with self._lock:  # by now it may carry another call
             if self._patience is patience:
-                with suppress(OSError):
-                    self._inner.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):  # an `SSLSocket`'s own shutdown would have that thread go on without TLS
+                    socket.socket.shutdown(self._inner.get_extra_info("socket"), socket.SHUT_RDWR)
 
     def _carries(self, timeout: float | None) -> None:
         patience = timeout.patience if isinstance(timeout, Seconds) else None
@@ -146,3 +149,13 @@ class DeadlineStream(httpcore.NetworkStream):
             self._patience = patience
         if patience is not None:
             patience.travels_on(self)
+
+
+def _left(timeout: float | None, late: type[Exception]) -> float | None:
+    """What remains now of a timeout that was given out earlier; raises `late` where nothing does."""
+    if not isinstance(timeout, Seconds):
+        return timeout
+    left = timeout.left()
+    if left <= 0:
+        raise late("the time is over")
+    return left
