@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import httpx
@@ -40,31 +40,27 @@ def calibrate(scenario: Scenario, *, seconds: float = SECONDS, stop: threading.E
     stop: once set, this ends with KeyboardInterrupt: half a calibration is none.
     """
     num_ids = ask_tables(scenario)
-    with _idle_server(_replies(scenario, num_ids)) as url:
-        whole = _closed(replace(scenario, url=url), num_ids, seconds, stop)
-        alone = _closed(replace(scenario, url=url, connections=1, processes=1), num_ids, seconds / 2, stop)
+    replies = _replies(scenario, num_ids)
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(_idle_server(replies)) for _ in range(scenario.processes)]
+        whole = _closed(scenario, num_ids, idle, seconds, stop)
+        alone = _closed(replace(scenario, connections=1, processes=1), num_ids, idle[:1], seconds / 2, stop)
     return Calibration(ceiling=whole[0], floor_us=alone[1])
 
 
-def ceiling(scenario: Scenario) -> float:
-    """Requests a second that the generator can make at most."""
-    return calibrate(scenario).ceiling
-
-
 def _closed(
-    scenario: Scenario, num_ids: Mapping[str, int], seconds: float, stop: threading.Event | None
+    scenario: Scenario, num_ids: Mapping[str, int], idle: Sequence[str], seconds: float, stop: threading.Event | None
 ) -> tuple[float, float]:
-    """Replies a second and the median service time in microseconds; what replies say is not looked at."""
+    """Replies a second and the median service time in microseconds, each process with an idle server of its own."""
     phases = (Phase(name="warm-up", seconds=WARMUP_SECONDS, warmup=True), Phase(seconds=seconds))
-    result = fleet.run(replace(scenario, mode="closed", phases=phases, events=()), num_ids=num_ids, stop=stop)
+    asked = replace(scenario, mode="closed", phases=phases, events=())
+    result = fleet.run(asked, num_ids=num_ids, stop=stop, idle=idle)
     if result.partial:
         raise KeyboardInterrupt
     total = result.total()
-    failures = total.failures
-    num_replies = total.ok + failures.pop("mislabelled", 0)  # a reply in turn may be that of another request
-    if failures or not total.ok:
-        raise LoadError(f"calibration failed: {dict(failures) or 'no request was answered'}")
-    return num_replies / result.seconds, total.service.percentile(50) / 1e3
+    if total.failures or not total.ok:
+        raise LoadError(f"calibration failed: {dict(total.failures) or 'no request was answered'}")
+    return total.ok / result.seconds, total.service.percentile(50) / 1e3
 
 
 def _replies(scenario: Scenario, num_ids: Mapping[str, int]) -> list[bytes]:

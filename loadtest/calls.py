@@ -21,11 +21,12 @@ class Request(NamedTuple):
 
 @dataclass(slots=True)
 class Asked:
-    """A request that was due, and when it was sent; nanoseconds of time.perf_counter_ns."""
+    """A request that was due, when it was sent and when its reply was there whole; nanoseconds of perf_counter_ns."""
 
     due: int
     request: Request
     sent: int = 0
+    done: int = 0
 
 
 class Caller(Protocol):
@@ -64,7 +65,7 @@ class Owner(Protocol):
     def replied(
         self, asked: Asked, status: int, num_bytes: int, retry_after: bool, problem: str | None, version: Version | None
     ) -> None:
-        """A whole reply is there; `problem`: why it is no answer to the request."""
+        """A whole reply is there, since `asked.done`; `problem`: why it is no answer to the request."""
 
     def failed(self, asked: Asked, kind: str) -> None:
         """The request gets no reply."""

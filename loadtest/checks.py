@@ -17,6 +17,7 @@ DTYPES = {
     "json": ("float32", "float16", "bfloat16"),
     "infer": ("float32", "float16"),
 }
+MAX_RATE = 10_000_000
 ON_MISSING = ("zero", "default", "error", "hash")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
@@ -93,6 +94,8 @@ def _check_phases(scenario: Scenario) -> None:
         _must(phase.seconds > 0, f"{where}.seconds must be above 0, got {phase.seconds:g}")
         _must(phase.rate >= 0, f"{where}.rate must not be negative, got {phase.rate:g}")
         _must((phase.rate_to or 0) >= 0, f"{where}.rate_to must not be negative, got {phase.rate_to}")
+        for name, rate in (("rate", phase.rate), ("rate_to", phase.rate_to or 0)):
+            _must(rate <= MAX_RATE, f"{where}.{name} must be at most {MAX_RATE:,} requests/s, got {rate:,g}")
         _must(not (phase.warmup and measured), f"{where}.warmup: a warm-up comes before everything that is measured")
         measured = measured or not phase.warmup
     _must(measured, "phases are all warm-up: one at least must be measured")

@@ -6,6 +6,7 @@ Exit codes: 0 ok, 1 failure (also a --fail-if that holds), 2 usage, 130 interrup
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -57,8 +58,12 @@ def main() -> None:
     """The commands without the rest of `embstore`: `python -m loadtest`."""
     try:
         code = loadtest_app(prog_name="python -m loadtest", standalone_mode=False)
+        sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except BrokenPipeError:  # nobody reads on; what Python would flush at its end has to go somewhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
@@ -143,26 +148,34 @@ def run(
 
 
 def _run(scenario: Scenario, interrupt: Interrupts, repeat: int, calibrate: bool, outputs: Outputs, json: bool) -> int:
-    """Run it so many times and report what there is; the exit code."""
+    """Run it so many times and report what there is, also when a run fails; the exit code."""
     from loadtest.live import make_live
+    from loadtest.plan import LoadError
     from loadtest.session import load_test
     from loadtest.target import ask_tables
 
     num_ids = ask_tables(scenario)
     ceiling = _ceiling(scenario, json) if calibrate else 0.0
     results: list[Result] = []
+    failure = ""
     with interrupt.held():
         for turn in range(repeat):
             seeded = replace(scenario, seed=scenario.seed + turn * scenario.processes)
-            with make_live(seeded, silent=json) as live:
-                results.append(
-                    load_test(seeded, stop=interrupt.stop, num_ids=num_ids, ceiling=ceiling, on_progress=live)
-                )
-            if interrupt.stop.is_set():
+            try:
+                with make_live(seeded, silent=json) as live:
+                    results.append(
+                        load_test(seeded, stop=interrupt.stop, num_ids=num_ids, ceiling=ceiling, on_progress=live)
+                    )
+            except LoadError as error:
+                if not results:
+                    raise
+                failure = f"run {turn + 1} of {repeat} failed: {error}"
+            if failure or interrupt.stop.is_set():
                 break
-        _show_runs(results, json)
-        outputs.write(results)
-        return INTERRUPTED if interrupt.stop.is_set() else _judge(results)
+        _write_and_show(results, outputs, json)
+        if interrupt.stop.is_set():
+            return INTERRUPTED
+        return _say(failure) if failure else _judge(results)
 
 
 def _search(scenario: Scenario, slo: Sequence[str], interrupt: Interrupts, out: Path | None, json: bool) -> int:
@@ -193,17 +206,25 @@ def _search(scenario: Scenario, slo: Sequence[str], interrupt: Interrupts, out: 
     with interrupt.held():
         found = find_max(scenario, conditions, run=run_once, pause=interrupt.stop.wait, limits=Limits(), on_tried=tell)
         value = found.to_json() | {"ceiling": ceiling, "scenario": scenario.to_json()}
-        _show(json, value, lambda: table(found))
-        if out is not None:
-            write(out, dumps(value) + "\n")
-    return INTERRUPTED if found.limit == "interrupted" else 0 if found.low else 1
+        try:
+            if out is not None:
+                write(out, dumps(value) + "\n")
+        finally:
+            _show(json, value, lambda: table(found))
+    if found.limit == "interrupted":
+        return INTERRUPTED
+    if found.limit in ("runs", "failed"):
+        return _say(found.note)
+    return 0 if found.low else 1
 
 
 @loadtest_app.command()
 def compare(
     before: Annotated[Path, typer.Argument(help="A file that --out wrote.")],
     after: Annotated[Path, typer.Argument(help="Another, of the same load.")],
-    force: Annotated[bool, typer.Option("--force", help="Compare although the loads differ.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare although the loads differ, or runs are invalid.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Say what changed from one run, or several of --repeat, to others, and how sure that is."""
@@ -239,8 +260,7 @@ def report(
         for result in results:
             conditions = (*result.scenario.fail_if, *(str(parse(text)) for text in fail_if or ()))
             result.scenario = replace(result.scenario, fail_if=conditions)
-        _show_runs(results, json)
-        outputs.write(results)
+        _write_and_show(results, outputs, json)
         raise typer.Exit(_judge(results))
 
 
@@ -260,7 +280,9 @@ def _judge(results: Sequence[Result]) -> int:
     valid = [result for result in results if not result.invalid]
     conditions = [parse(text) for text in results[0].scenario.fail_if]
     if conditions and 2 * len(valid) <= len(results):
-        return _say(f"the run is invalid, so that conditions say nothing: {results[0].invalid[0]}")
+        which = "the run is" if len(results) == 1 else f"{len(results) - len(valid)} of {len(results)} runs are"
+        reason = next(result.invalid[0] for result in results if result.invalid)
+        return _say(f"{which} invalid, so that conditions say nothing: {reason}")
     code = 0
     for condition in conditions:
         values = [condition.value(result) for result in valid]
@@ -271,6 +293,14 @@ def _judge(results: Sequence[Result]) -> int:
     if not any(result.total().ok for result in results):
         code = _say("failed: no request got a 2xx reply")
     return code
+
+
+def _write_and_show(results: Sequence[Result], outputs: Outputs, json: bool) -> None:
+    """The files first: stdout may be a pipe that nobody reads."""
+    try:
+        outputs.write(results)
+    finally:
+        _show_runs(results, json)
 
 
 def _show_runs(results: Sequence[Result], json: bool) -> None:

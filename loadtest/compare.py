@@ -91,9 +91,14 @@ class Comparison:
 def compare(
     before: Sequence[Result], after: Sequence[Result], *, force: bool = False, draws: int = DRAWS, seed: int = 0
 ) -> Comparison:
-    """What changed from the runs `before` to the runs `after`; CompareError when their loads differ, unless forced."""
+    """What changed from the runs `before` to the runs `after`, invalid ones left out.
+
+    CompareError when their loads differ or a side has no valid run, unless forced: it then counts all runs it has.
+    """
     if not before or not after:
         raise CompareError("there must be a run on either side")
+    warned = _doubts(before, after)
+    before, after = (_valid(side, runs, force=force) for side, runs in (("before", before), ("after", after)))
     first, *others = [*before, *after]
     found = [line for other in others for line in differences(first.scenario, other.scenario)]
     different = list(dict.fromkeys(found))
@@ -107,7 +112,7 @@ def compare(
     old, new = (estimate(runs, blocks, drawn_DB) for runs in (before, after))
     wider = _wider(blocks)
     figures = [_figure(name, old[name], new[name], wider) for name in FIGURES]
-    warned = _warnings(before, after, seconds)
+    warned += _warnings(before, after, seconds)
     return Comparison(figures=figures, runs=(len(before), len(after)), warnings=warned, differences=different)
 
 
@@ -200,15 +205,29 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _warnings(before: Sequence[Result], after: Sequence[Result], seconds: int) -> list[str]:
-    """Why to be careful."""
+def _valid(side: str, runs: Sequence[Result], *, force: bool) -> Sequence[Result]:
+    """The runs that say something about the server; all of them where none does and it is forced."""
+    valid = [run for run in runs if not run.invalid]
+    if not valid and not force:
+        raise CompareError(f"every run {side} is invalid, so that there is nothing to compare: {runs[0].invalid[0]}")
+    return valid or runs
+
+
+def _doubts(before: Sequence[Result], after: Sequence[Result]) -> list[str]:
+    """Which runs are invalid, and whether they are left out, or were interrupted."""
     found = []
     for side, runs in (("before", before), ("after", after)):
         for number, run in enumerate(runs, 1):
             which = f"{side}, run {number}" if len(runs) > 1 else side
-            found += [f"{which}: invalid: {reason}" for reason in run.invalid]
+            left_out = "" if all(run.invalid for run in runs) else " and left out"
+            found += [f"{which}: invalid{left_out}: {reason}" for reason in run.invalid]
             found += [f"{which}: interrupted after {run.seconds:.4g} s"] * run.partial
-    runs = [*before, *after]
+    return found
+
+
+def _warnings(before: Sequence[Result], after: Sequence[Result], seconds: int) -> list[str]:
+    """Why to be careful with the runs that are compared."""
+    runs, found = [*before, *after], []
     if seconds < math.floor(max(run.seconds for run in runs)):
         found.append(f"only the first {seconds} s of each run are compared: the shortest has no more")
     about = [{name: value for name, value in run.machine.items() if name != "load"} for run in runs]
@@ -216,5 +235,5 @@ def _warnings(before: Sequence[Result], after: Sequence[Result], seconds: int) -
     if names:
         found.append(f"the machines of the generators differ in {', '.join(sorted(names))}")
     if len(runs) - 2 < MIN_FREE_RUNS:
-        found.append("fewer than two runs on each side: what differs from start to start is not in the intervals")
+        found.append("fewer than four runs in all: what differs from start to start is not in the intervals")
     return found

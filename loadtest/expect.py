@@ -16,6 +16,7 @@ RELEASE = "release"
 """Stands for the table where a whole release answered."""
 DATATYPES = {"float32": "FP32", "float16": "FP16"}
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+MAX_DIGITS, MOST_SAID = 18, 300
 _MODEL_VERSION = re.compile(rb'"model_version": ?"([^"]+)"')
 
 
@@ -45,15 +46,19 @@ class Expect:
         size = len(body) if body is not None else num_bytes
         if size is None:
             raise ValueError("a reply without its body needs num_bytes")
+        try:
+            found = self._problem(headers, body, size)
+        except Exception as error:  # whatever a server sends, it is the server's
+            found = f"asked for an answer, got a reply that cannot be read: {type(error).__name__}"
+        return found and f"mislabelled: {_plain(found, MOST_SAID)}"
+
+    def _problem(self, headers: Mapping[str, str], body: bytes | None, size: int) -> str | None:
         if self.protocol == "infer":
-            found = self._infer_problem(headers, body, size)
-        elif self.protocol == "octet":
-            found = self._rows_problem(headers) or self._octet_problem(headers, size)
-        else:
-            found = (self._rows_problem(headers) if len(self.tables) == 1 else self._release_problem(headers)) or (
-                self._json_problem(body) if body is not None else None
-            )
-        return found and f"mislabelled: {found}"
+            return self._infer_problem(headers, body, size)
+        if self.protocol == "octet":
+            return self._rows_problem(headers) or self._octet_problem(headers, size)
+        found = self._rows_problem(headers) if len(self.tables) == 1 else self._release_problem(headers)
+        return found or (self._json_problem(body) if body is not None else None)
 
     def version(self, headers: Mapping[str, str], body: bytes | None) -> tuple[str, str] | None:
         """Table and version that a 2xx reply comes from, or `release` and its id; None where it does not say."""
@@ -124,19 +129,21 @@ class Expect:
         many = len(self.tables) > 1
         model, version = (MANY if many else self.tables[0]), head["model_version"]
         if head["model_name"] != model or (self.pinned and version != self.pinned):
-            return f"asked for model {model} {self.pinned}".rstrip() + f", got {head['model_name']} {version}"
+            asked = f"asked for model {model} {self.pinned}".rstrip()
+            return f"{asked}, got {_plain(head['model_name'])} {_plain(version)}"
         for table, count in zip(self.tables, self.counts, strict=True):
             name = table if many else "embeddings"
             if name not in outputs:
-                return f"asked for output {name}, got {', '.join(outputs) or 'none'}"
+                return f"asked for output {name}, got {_plain(', '.join(outputs) or 'none')}"
             shape, datatype = outputs[name]["shape"], outputs[name]["datatype"]
-            if len(shape) != 2 or shape[0] != count or datatype != DATATYPES[self.dtype]:
-                return f"asked for {count} rows of {DATATYPES[self.dtype]}, got shape {shape} of {datatype}"
+            whole = len(shape) == 2 and type(shape[1]) is int and shape[1] > 0
+            if not whole or shape[0] != count or datatype != DATATYPES[self.dtype]:
+                return f"asked for {count} rows of {DATATYPES[self.dtype]}, got {_output(outputs[name])}"
             num_bytes = outputs[name]["parameters"]["binary_data_size"]
             if num_bytes != count * row_bytes(shape[1], self.dtype):
-                return f"shape {shape} of {datatype} does not take {num_bytes} bytes"
+                return f"{_output(outputs[name])} does not take {_plain(num_bytes)} bytes"
             size -= num_bytes
-        return f"outputs take {-size} bytes more than the body has" if size < 0 else None
+        return f"outputs take {abs(size)} bytes {'more' if size < 0 else 'less'} than the body has" if size else None
 
 
 def row_bytes(dim: int, dtype: str) -> int:
@@ -146,8 +153,18 @@ def row_bytes(dim: int, dtype: str) -> int:
 
 def _number(text: str | None) -> int:
     """A header's whole number, 0 where there is none."""
-    return int(text) if text and text.isascii() and text.isdigit() else 0
+    return int(text) if text and len(text) <= MAX_DIGITS and text.isascii() and text.isdigit() else 0
 
 
 def _said(name: str, value: str | None) -> str:
-    return f"{name} {value[:80]}" if value else f"no {name}"
+    return f"{name} {_plain(value)}" if value else f"no {name}"
+
+
+def _output(output: dict[str, Any]) -> str:
+    return f"shape {_plain(output['shape'])} of {_plain(output['datatype'])}"
+
+
+def _plain(value: object, most: int = 80) -> str:
+    """What a reply says as printable ASCII, cut: it goes to terminals and into files."""
+    text = str(value)[:most]
+    return "".join(one if " " <= one <= "~" else ascii(one)[1:-1] for one in text)

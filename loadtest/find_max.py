@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from loadtest.conditions import Condition, parse
-from loadtest.found import Found, Stage, Tried, Verdict, describe
+from loadtest.found import Found, Limit, Stage, Tried, Verdict, describe
+from loadtest.plan import LoadError
 from loadtest.result import Result
 from loadtest.scenario import Scenario, ScenarioError
 
@@ -33,13 +34,14 @@ INVALID_RUNS = 3
 class Limits:
     """How a search goes: judged by the majority of `repeats` runs, until two rates are within `tolerance`.
 
-    least, most: no rate outside is tried. cool_down: seconds between runs.
+    least, most: no rate outside is tried. runs: no more of them. cool_down: seconds between runs.
     """
 
     repeats: int = 3
     tolerance: float = 0.025
     least: float = 1.0
     most: float = 1e6
+    runs: int = 200
     cool_down: float = 1.0
 
 
@@ -52,7 +54,10 @@ def find_max(
     limits: Limits = Limits(),
     on_tried: Callable[[Tried], object] | None = None,
 ) -> Found:
-    """Search from the scenario's highest rate, all its rates in proportion; `run` makes a run, `pause` waits."""
+    """Search from the scenario's highest rate, all its rates in proportion; `run` makes a run, `pause` waits.
+
+    A LoadError of the first run is raised; of a later one it ends the search, and what was found so far is kept.
+    """
     start = peak_rate(scenario)
     if not slo:
         raise ScenarioError("a search for the highest rate needs an SLO, for example p99<10ms")
@@ -67,8 +72,14 @@ def find_max(
             search.bisect()
             if search.confirm():
                 break
-    except (_Interrupted, KeyboardInterrupt):
+    except _Ended as ended:
+        search.found.limit = ended.limit
+    except KeyboardInterrupt:
         search.found.limit = "interrupted"
+    except LoadError as error:
+        if not search.found.runs:
+            raise
+        search.found.limit, search.found.failure = "failed", str(error)
     search.found.rate = _least_contradicted(search.found)
     search.found.note = describe(search.found, least=limits.least, most=limits.most)
     return search.found
@@ -113,8 +124,11 @@ def at_rate(scenario: Scenario, rate: float, turn: int = 0) -> Scenario:
     return replace(scenario, phases=phases, seed=scenario.seed + turn * scenario.processes)
 
 
-class _Interrupted(Exception):
-    """A run ended early."""
+class _Ended(Exception):
+    """The search ended before its end, for the reason `limit`."""
+
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
 
 
 class _Search:
@@ -133,7 +147,7 @@ class _Search:
         self.limits, self.on_tried = limits, on_tried
         self.found = Found(slo=[str(condition) for condition in slo])
         self.cannot: float | None = None
-        """A rate that the generator cannot make, where it stood in the way of one that breaks the SLO."""
+        """The lowest rate that the generator cannot make, where it lies above all that keep the SLO."""
         self.low_chance = self.high_chance = 0.0
 
     def bracket(self, start: float) -> None:
@@ -149,20 +163,23 @@ class _Search:
 
     def bisect(self) -> None:
         """Halve the ratio between the two rates until it is small."""
-        while self.found.low and (top := self.found.high or self.cannot):
+        while self.found.low and (top := min(filter(None, (self.found.high, self.cannot)), default=None)):
             if top <= self.found.low * (1 + self.limits.tolerance):
                 return
             rate = math.sqrt(self.found.low * top)
             self.settle(rate, self.judge(rate))
 
     def settle(self, rate: float, verdict: Verdict) -> None:
-        """Move the end that a verdict is about."""
+        """Move the end that a verdict is about, and forget a rate that could not be made where it is in no way now."""
         if verdict == "kept":
             self.found.low = rate
         elif verdict == "broken":
-            self.found.high, self.cannot = rate, None
+            self.found.high = rate
         else:
-            self.found.high, self.cannot = None, rate
+            self.cannot = rate
+            return
+        if self.cannot and (self.cannot <= rate) == (verdict == "kept"):
+            self.cannot = None
 
     def judge(self, rate: float) -> Verdict:
         """The majority of a few runs, no more of them than it takes."""
@@ -192,8 +209,10 @@ class _Search:
                 found.high = min(rate * step, limits.most) if rate < limits.most else None
         if (low and found.low and low > found.low * FAR) or (high and found.high and found.high > high * FAR):
             return False
-        if not found.high:
-            found.limit = "generator" if self.cannot else "highest"
+        if self.cannot:
+            found.limit = "generator"
+        elif not found.high:
+            found.limit = "highest"
         elif not found.low:
             found.limit = "lowest"
         found.confidence = (self.low_chance if found.low else 1.0) * (self.high_chance if found.high else 1.0)
@@ -207,16 +226,27 @@ class _Search:
             self.count(counts, rate, "confirm")
             if counts["unknown"] == INVALID_RUNS:
                 if rate == self.found.high:
-                    self.found.high, self.cannot = None, rate
+                    self.unmade(rate)
                 return step * step
             if min(counts["kept"], counts["broken"]) > CONTRARY_RUNS:
                 return float(step**1.5)
             chance = chance_kept(counts["kept"], counts["broken"])
         if chance >= CONFIRMED:
-            self.found.low, self.low_chance = rate, chance
+            self.settle(rate, "kept")
+            self.low_chance = chance
         else:
-            self.found.high, self.cannot, self.high_chance = rate, None, 1 - chance
+            self.settle(rate, "broken")
+            self.high_chance = 1 - chance
         return step * step
+
+    def unmade(self, rate: float) -> None:
+        """The upper end cannot be made any more: what was seen of it before has to do, if that says anything."""
+        verdicts = [run.verdict for run in self.found.runs if run.rate == rate]
+        kept, broken = verdicts.count("kept"), verdicts.count("broken")
+        if broken > kept:
+            self.high_chance = 1 - chance_kept(kept, broken)
+        else:
+            self.found.high, self.cannot = None, rate
 
     def count(self, counts: dict[Verdict, int], rate: float, stage: Stage) -> None:
         """One more run of a rate; invalid ones count only in a row."""
@@ -227,11 +257,13 @@ class _Search:
     def once(self, rate: float, stage: Stage) -> Verdict:
         """One run, and what it says."""
         turn = len(self.found.runs)
+        if turn == self.limits.runs:
+            raise _Ended("runs")
         if turn and self.pause(self.limits.cool_down):
-            raise _Interrupted
+            raise _Ended("interrupted")
         result = self.run(at_rate(self.scenario, rate, turn))
         if result.partial:
-            raise _Interrupted
+            raise _Ended("interrupted")
         total = result.total()
         values = [condition.of(total, result.seconds) for condition in self.slo]
         pairs = list(zip(self.slo, values, strict=True))

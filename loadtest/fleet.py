@@ -11,7 +11,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import IO, Any
 
 from loadtest.findings import gather
@@ -40,6 +41,7 @@ def run(
     stop: threading.Event | None = None,
     ceiling: float = 0.0,
     num_ids: Mapping[str, int] | None = None,
+    idle: Sequence[str] = (),
 ) -> Result:
     """Make the load and say what came of it; LoadError in one line when it cannot be made.
 
@@ -48,12 +50,13 @@ def run(
         no handler of somebody else's; a second one is a KeyboardInterrupt.
     ceiling: requests a second that a calibration found, 0 without one.
     num_ids: of every table that is asked for; without it the server is asked.
+    idle: addresses, one for each process, of servers whose replies need not be answers to their requests.
     """
     if not 1 <= scenario.processes <= scenario.connections:
         raise LoadError(f"{scenario.connections} connections cannot be shared by {scenario.processes} processes")
     tables = ask_tables(scenario) if num_ids is None else dict(num_ids)
     stop = stop or threading.Event()
-    with _catch_interrupt() as interrupted, Fleet(scenario, tables) as fleet:
+    with _catch_interrupt() as interrupted, Fleet(scenario, tables, idle) as fleet:
         fleet.wait(stop, interrupted, on_progress, on_begin)
     return gather(scenario, list(fleet.results.values()), fleet.begin, ceiling)
 
@@ -61,8 +64,8 @@ def run(
 class Fleet:
     """The processes of one run."""
 
-    def __init__(self, scenario: Scenario, num_ids: Mapping[str, int]) -> None:
-        self.scenario, self.num = scenario, scenario.processes
+    def __init__(self, scenario: Scenario, num_ids: Mapping[str, int], idle: Sequence[str] = ()) -> None:
+        self.scenario, self.num, self.num_ids, self.idle = scenario, scenario.processes, dict(num_ids), idle
         self.lines: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         self.results: dict[int, dict[str, Any]] = {}
         self.begin = 0
@@ -70,12 +73,21 @@ class Fleet:
         self.complaints: list[IO[str]] = []
         self.readers: list[threading.Thread] = []
         self.meter = Meter(scenario)
-        about = {"scenario": scenario.to_json(), "shares": self.num, "num_ids": dict(num_ids)}
-        for share in range(self.num):
-            self._start(share, about | {"share": share})
 
-    def _start(self, share: int, job: dict[str, Any]) -> None:
-        complaints = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+    def __enter__(self) -> Fleet:
+        try:
+            for share in range(self.num):
+                self._start(share)
+        except BaseException as error:
+            self.__exit__()
+            if isinstance(error, OSError):
+                reason = error.strerror or error
+                raise LoadError(f"cannot start generator process {share + 1} of {self.num}: {reason}") from error
+            raise
+        return self
+
+    def _start(self, share: int) -> None:
+        self.complaints.append(complaints := tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115
         process = subprocess.Popen(
             [sys.executable, "-m", "loadtest.generate"],
             stdin=subprocess.PIPE,
@@ -85,11 +97,12 @@ class Fleet:
             start_new_session=True,  # a Ctrl-C on the terminal is for this process alone
         )
         self.processes.append(process)
-        self.complaints.append(complaints)
         reader = threading.Thread(target=self._read, args=(share, process), daemon=True)
-        self.readers.append(reader)
         reader.start()
-        self._tell(share, job)
+        self.readers.append(reader)
+        scenario = replace(self.scenario, url=self.idle[share]) if self.idle else self.scenario
+        job = {"scenario": scenario.to_json(), "share": share, "shares": self.num, "num_ids": self.num_ids}
+        self._tell(share, job | {"checked": not self.idle})
 
     def _read(self, share: int, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -165,21 +178,21 @@ class Fleet:
                 if process.stdin is not None:
                     process.stdin.close()
 
-    def __enter__(self) -> Fleet:
-        return self
-
     def __exit__(self, *error: object) -> None:
         """No process is left."""
         self._close_stdins()
         done = len(self.results) == self.num
-        for process, reader, complaints in zip(self.processes, self.readers, self.complaints, strict=True):
+        for process in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5 if done else 0)
             process.kill()
             process.wait()
+        for reader in self.readers:
             reader.join(5)
+        for process in self.processes:
             if process.stdout is not None:
                 process.stdout.close()
+        for complaints in self.complaints:
             complaints.close()
 
 

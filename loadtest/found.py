@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Verdict = Literal["kept", "broken", "unknown"]
 Stage = Literal["search", "confirm"]
-Limit = Literal["", "lowest", "highest", "generator", "interrupted"]
+Limit = Literal["", "lowest", "highest", "generator", "runs", "failed", "interrupted"]
 IN_COLUMNS = ("p50 ", "p99 ", "error_rate ", "goodput ")
 STYLES = {"kept": "green", "broken": "red", "unknown": "yellow"}
 
@@ -35,7 +35,8 @@ class Found:
     low: a rate that keeps the SLO (0: none was found), high: one that breaks it (None: none was found), rate: about
     where the limit lies between them. confidence: the probability that it does, or that what was found of the two is
     right. limit: what ended the search otherwise: the `lowest` rate breaks the SLO, the `highest` keeps it, the
-    `generator` cannot make more, or the search was `interrupted`.
+    `generator` cannot make the rates next to `low`, there were too many `runs`, one `failed` (`failure` says how), or
+    the search was `interrupted`.
     """
 
     slo: list[str]
@@ -44,6 +45,7 @@ class Found:
     high: float | None = None
     confidence: float = 0.0
     limit: Limit = ""
+    failure: str = ""
     note: str = ""
     runs: list[Tried] = field(default_factory=list)
 
@@ -56,15 +58,22 @@ def describe(found: Found, *, least: float, most: float) -> str:
     """What was found among rates from `least` to `most`, in a sentence."""
     slo, sure = " and ".join(found.slo), f"(confidence {math.floor(100 * found.confidence)} %)"
     low, high = (f"{rate or 0:,.4g} requests/s" for rate in (found.low, found.high))
-    if found.limit == "interrupted":
-        return f"interrupted: {low} kept {slo} so far, not confirmed" if found.low else "interrupted: nothing found yet"
+    if found.limit in ("interrupted", "runs", "failed"):
+        ends = {"runs": f"no end after {len(found.runs)} runs", "failed": f"a run failed ({found.failure})"}
+        so_far = f"{low} kept {slo} so far, not confirmed" if found.low else "nothing found yet"
+        return f"{ends.get(found.limit, found.limit)}: {so_far}"
     if found.limit == "lowest":
         return f"even {high} break {slo} {sure}, and no rate from {least:g} requests/s on was found that keeps it"
     if found.limit == "highest":
         return f"{low} keep {slo} {sure}; no rate up to {most:,.4g} requests/s was found that breaks it"
     if found.limit == "generator":
+        why = "the generator is too slow or its machine too busy"
+        if found.high and found.low:
+            return f"{low} keep {slo}, {high} break it {sure}; runs between them were invalid: {why}"
+        if found.high:
+            return f"{high} break {slo} {sure}; no lower rate could be judged, their runs were invalid: {why}"
         if not found.low:
-            return "no rate could be judged: every run was invalid, the generator is too slow or its machine too busy"
+            return f"no rate could be judged: every run was invalid, {why}"
         return f"{low} keep {slo} {sure}; the server may do more, but this generator cannot make more"
     return f"the limit is about {found.rate:,.4g} requests/s: {low} keep {slo}, {high} break it {sure}"
 

@@ -1,6 +1,6 @@
 """One generator process. `python -m loadtest.generate` reads lines of JSON and prints lines of JSON.
 
-In: a job {"scenario", "share", "shares", "num_ids"}, then {"begin": nanoseconds of time.perf_counter_ns}.
+In: a job {"scenario", "share", "shares", "num_ids", "checked"}, then {"begin": nanoseconds of time.perf_counter_ns}.
 Out: {"ready": true} once all connections are open, {"progress"} twice a second, {"result"}; or {"error": text}.
 When its stdin ends, or at SIGINT or SIGTERM, it sends no more and prints what it has.
 """
@@ -11,10 +11,12 @@ import asyncio
 import gc
 import itertools
 import json
+import math
 import os
 import signal
 import sys
 import time
+from operator import length_hint
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,7 +29,7 @@ from loadtest.plan import LoadError
 from loadtest.raw_engine import RawEngine
 from loadtest.recorder import SECOND, Recorder
 from loadtest.scenario import Scenario, ScenarioError
-from loadtest.schedule import due_offsets
+from loadtest.schedule import due_offsets, expected
 from loadtest.source import Source
 from loadtest.target import api_headers, tls_context
 from loadtest.watch import EVERY_SECONDS, Watch
@@ -75,6 +77,7 @@ async def generate(job: dict[str, Any]) -> None:
     """Do a job."""
     scenario, share, shares = Scenario.from_json(job["scenario"]), int(job["share"]), int(job["shares"])
     load, source = make_load(scenario, share, shares, job["num_ids"])
+    load.checked = job["checked"]
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, about: load.broken(about.get("exception") or RuntimeError(about["message"])))
     orders, watch = Orders(load), Watch()
@@ -86,7 +89,6 @@ async def generate(job: dict[str, Any]) -> None:
         begin = await orders.begin
         if begin is not None:
             schedule(load, scenario, begin, share, shares)
-            watch = Watch()  # what went before was waiting
             watching = asyncio.create_task(_watch(load, watch))
             await asyncio.sleep((begin - time.perf_counter_ns()) / SECOND - EARLY_SECONDS)
             await load.run()
@@ -117,13 +119,18 @@ def schedule(load: Load, scenario: Scenario, begin: int, share: int = 0, shares:
     """Let a load begin its warm-up at `begin`, in nanoseconds of time.perf_counter_ns."""
     load.recorder = Recorder(begin + round(scenario.warmup_seconds * SECOND), scenario.seconds)
     if isinstance(load, OpenLoop):
-        load.schedule = (begin + offset for offset in due_offsets(scenario, share, shares))
+        offsets, total = due_offsets(scenario, share, shares), expected(scenario)
+        load.num_due = length_hint(offsets) if total is None else math.ceil((total - share) / shares)
+        load.schedule = (begin + offset for offset in offsets)
 
 
 async def _watch(load: Load, watch: Watch) -> None:
     for look in itertools.count(1):
         await asyncio.sleep(EVERY_SECONDS)
-        watch.look()
+        if time.perf_counter_ns() < load.recorder.begin:
+            watch.restart()  # nothing is measured yet
+        else:
+            watch.look()
         if look % PROGRESS_EVERY == 0:
             try:
                 say(progress=load.recorder.progress())

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from loadtest.histogram import HALF, Histogram, _last_of
+from loadtest.histogram import HALF, Histogram, last_of
 
 TICKS_PER_HALF = 5
 """Points for each halving of the distance to 100 %: what HdrHistogram's own writers take."""
@@ -22,7 +22,7 @@ class Point(NamedTuple):
 
 def steps(histogram: Histogram) -> list[tuple[int, int]]:
     """For every bucket in use, in order: its largest value (never above the largest seen), and how many it counts."""
-    return [(min(_last_of(at), histogram.most), histogram.counts[at]) for at in sorted(histogram.counts)]
+    return [(min(last_of(at), histogram.most), histogram.counts[at]) for at in sorted(histogram.counts)]
 
 
 def curve(histogram: Histogram) -> Iterator[Point]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any
 
 BITS = 10
@@ -55,11 +56,12 @@ class Histogram:
         """The least value that `percent` % of all values do not exceed; 0 when nothing was counted."""
         if not 0 <= percent <= 100:
             raise ValueError(f"a percentile lies between 0 and 100, got {percent}")
-        wanted, seen = max(1, math.ceil(percent / 100 * self.num)), 0
+        # a decimal: as a float, 99.9 % of 1,000 is more than 999
+        wanted, seen = max(1, math.ceil(Fraction(str(percent)) * self.num / 100)), 0
         for bucket in sorted(self.counts):
             seen += self.counts[bucket]
             if seen >= wanted:
-                return min(_last_of(bucket), self.most)
+                return min(last_of(bucket), self.most)
         return 0
 
     def mean(self) -> float:
@@ -86,7 +88,7 @@ class Histogram:
         return made
 
 
-def _last_of(bucket: int) -> int:
+def last_of(bucket: int) -> int:
     """The largest value that is counted in a bucket."""
     if bucket < 2 * HALF:
         return bucket

@@ -74,12 +74,20 @@ class Slot:
         """Ask; the slot must be usable."""
         self.asked, asked.sent = asked, time.perf_counter_ns()
         self.task = asyncio.get_running_loop().create_task(self._ask(asked))
+        self.task.add_done_callback(self._asked)
 
-    async def exchange(self, request: httpx.Request) -> tuple[httpx.Response, bytes]:
-        """A request and its whole reply."""
+    def _asked(self, task: asyncio.Task[None]) -> None:  # noqa: ARG002
+        """Usable again. Not the end of `_ask`: a task that is cancelled before its first step has none."""
+        if not self.closed:
+            self.task = None
+            self.owner.ready(self)
+
+    async def exchange(self, request: httpx.Request) -> tuple[httpx.Response, bytes, int]:
+        """A request's whole reply, and when it was there."""
         response = await self.transport.handle_async_request(request)
         try:
             pieces = [piece async for piece in response.stream]  # type: ignore[union-attr]
+            done = time.perf_counter_ns()
         finally:
             await response.aclose()
         stream = response.extensions.get("network_stream")
@@ -87,12 +95,12 @@ class Slot:
             if self.stream is not None:
                 self.owner.reconnected()
             self.stream = stream
-        return response, pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return response, pieces[0] if len(pieces) == 1 else b"".join(pieces), done
 
     async def _ask(self, asked: Asked) -> None:
         pause = 0.0
         try:
-            response, body = await self.exchange(asked.request.payload)
+            response, body, asked.done = await self.exchange(asked.request.payload)
             self.asked = None
             self._replied(asked, response, body)
         except asyncio.CancelledError:
@@ -105,9 +113,6 @@ class Slot:
             self.owner.broken(error)
         if pause:
             await asyncio.sleep(pause)
-        self.task = None
-        if not self.closed:
-            self.owner.ready(self)
 
     def _replied(self, asked: Asked, response: httpx.Response, body: bytes) -> None:
         headers = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in response.headers.raw}

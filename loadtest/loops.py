@@ -30,7 +30,8 @@ class Load:
     """What both loops share: callers that come and go, and time that passes.
 
     timeout: seconds after which a request has failed, from its intended start (None: none, but LINGER_SECONDS).
-    busy: the share of a core that the measurement took; unsent: requests that were due and never sent;
+    busy: the share of a core that the measurement took, without waiting awake; unsent: requests that were due and never
+    sent, by chance arrivals about; checked: whether a reply must be the answer to its request;
     stopped: when it was stopped, in nanoseconds, None where it came to its end.
     """
 
@@ -45,7 +46,7 @@ class Load:
         self.stopped: int | None = None
         self.error: BaseException | None = None
         self.ended = asyncio.get_running_loop().create_future()
-        self.busy, self.unsent = 0.0, 0
+        self.busy, self.unsent, self.checked = 0.0, 0, True
 
     async def connect(self) -> None:
         """Open every connection; LoadError when the server cannot be reached."""
@@ -66,7 +67,7 @@ class Load:
         self.running = True
         cpu: list[tuple[float, float]] = []
         ahead = (self.recorder.begin - time.perf_counter_ns()) / SECOND
-        timer = loop.call_later(max(0.0, ahead), lambda: cpu.append((time.process_time(), time.perf_counter())))
+        timer = loop.call_later(max(0.0, ahead), lambda: cpu.append((self.spent(), time.perf_counter())))
         self.expire()
         try:
             await self.drive()
@@ -74,11 +75,15 @@ class Load:
             self.broken(error)
         timer.cancel()
         for used, since in cpu:
-            self.busy = (time.process_time() - used) / max(time.perf_counter() - since, 1e-9)
+            self.busy = (self.spent() - used) / max(time.perf_counter() - since, 1e-9)
         await self._linger()
         self.running = False
         if self.error is not None:
             raise LoadError(f"the generator failed: {type(self.error).__name__}: {self.error}") from self.error
+
+    def spent(self) -> float:
+        """Seconds of a core that this process has worked."""
+        return time.process_time()
 
     async def _linger(self) -> None:
         """Wait for what is in flight; what has no reply then is `unanswered`."""
@@ -87,6 +92,7 @@ class Load:
             if self.stopped is not None and now > self.stopped + STOP_SECONDS * SECOND:
                 break
             await asyncio.sleep(0.005)
+        self.expire_queue(time.perf_counter_ns(), "unanswered")
         for asked in self._in_flight():
             self.failed(asked, "unanswered")
 
@@ -129,13 +135,12 @@ class Load:
         self, asked: Asked, status: int, num_bytes: int, retry_after: bool, problem: str | None, version: Version | None
     ) -> None:
         """A whole reply is there."""
-        done = time.perf_counter_ns()
-        if problem:
+        if problem and self.checked:
             self.recorder.mislabelled(asked.due, asked.request.kind, problem)
             return
-        self.recorder.replied(asked.due, asked.sent, done, asked.request.kind, status, num_bytes, retry_after)
+        self.recorder.replied(asked.due, asked.sent, asked.done, asked.request.kind, status, num_bytes, retry_after)
         if version:
-            self.recorder.version(*version, done)
+            self.recorder.version(*version, asked.done)
 
     def failed(self, asked: Asked, kind: str) -> None:
         """A request will get no reply."""
@@ -148,7 +153,7 @@ class Load:
 
     def reconnected(self) -> None:
         """A caller opened a further connection."""
-        self.recorder.reconnects += 1
+        self.recorder.reconnected(time.perf_counter_ns())
 
     def lost(self, caller: Caller, *, answered: bool) -> None:
         """A connection is gone; another takes its place, not at once where the server wants no more."""
@@ -181,7 +186,7 @@ class Load:
         self.expire_queue(oldest)
         asyncio.get_running_loop().call_later(min(0.1, self.timeout / 10), self.expire)
 
-    def expire_queue(self, oldest: int) -> None:
+    def expire_queue(self, oldest: int, kind: str = "timeout") -> None:
         """Fail what was due before `oldest` and is not sent yet."""
 
     async def close(self) -> None:
@@ -223,13 +228,17 @@ class ClosedLoop(Load):
 
 
 class OpenLoop(Load):
-    """Requests are sent when they are due, as far as callers are free. `schedule`: when, in nanoseconds."""
+    """Requests are sent when they are due, as far as callers are free.
+
+    schedule: when, in nanoseconds; num_due: how many those are.
+    """
 
     def __init__(
         self, engine: Engine, recorder: Recorder, *, connections: int, timeout: float | None, address: tuple[str, int]
     ) -> None:
         super().__init__(engine, recorder, connections=connections, timeout=timeout, address=address)
         self.schedule: Iterator[int] = iter(())
+        self.num_due = self.num_sent = 0
         self.free: deque[Caller] = deque()
         self.waiting: deque[Asked] = deque()
         self.ahead: Request | None = None
@@ -243,6 +252,9 @@ class OpenLoop(Load):
             await self.ended
         finally:
             self.alarm.close()
+
+    def spent(self) -> float:
+        return super().spent() - self.alarm.spun / SECOND
 
     def _in_flight(self) -> list[Asked]:
         return [*super()._in_flight(), *self.waiting]
@@ -258,13 +270,17 @@ class OpenLoop(Load):
                 break
             request = self.ahead or self.next_request(due)
             self.ahead = None
+            self.num_sent += 1
             self.recorder.offered(due, request.kind)
             self.recorder.lag(due, request.kind, now - due)
             self._send(Asked(due, request))
             self.next_due = next(self.schedule, None)
             now = time.perf_counter_ns()
-        if self.next_due is None or now > self.give_up:
+        if now > self.give_up or (self.next_due is None and now >= self.recorder.end):
             self._end()
+            return
+        if self.next_due is None:
+            self.alarm.set(self.recorder.end)
             return
         if self.ahead is None:
             self.ahead = self.next_request(self.next_due)
@@ -272,7 +288,7 @@ class OpenLoop(Load):
 
     def _end(self) -> None:
         if self.next_due is not None:
-            self.unsent = 1 + sum(1 for due in self.schedule if due < self.recorder.end)
+            self.unsent = max(1, self.num_due - self.num_sent)
         self.send_no_more()
 
     def _send(self, asked: Asked) -> None:
@@ -284,18 +300,24 @@ class OpenLoop(Load):
         self.waiting.append(asked)
 
     def ready(self, caller: Caller) -> None:
+        if self.timeout is not None:
+            self.expire_queue(time.perf_counter_ns() - int(self.timeout * SECOND))
         if self.waiting:
-            asked = self.waiting.popleft()
-            self.recorder.queued(asked.due, asked.request.kind, time.perf_counter_ns() - asked.due)
-            caller.send(asked)
+            caller.send(self._unqueue())
         else:
             self.free.append(caller)
+
+    def _unqueue(self) -> Asked:
+        """The request that waits longest for a caller waits no more."""
+        asked = self.waiting.popleft()
+        self.recorder.queued(asked.due, asked.request.kind, time.perf_counter_ns() - asked.due)
+        return asked
 
     def refused(self) -> None:
         """Without any connection nobody waits for one."""
         while self.waiting and not self.callers:
-            self.failed(self.waiting.popleft(), "connect")
+            self.failed(self._unqueue(), "connect")
 
-    def expire_queue(self, oldest: int) -> None:
+    def expire_queue(self, oldest: int, kind: str = "timeout") -> None:
         while self.waiting and self.waiting[0].due < oldest:
-            self.failed(self.waiting.popleft(), "timeout")
+            self.failed(self._unqueue(), kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -53,15 +53,6 @@ class Plan:
         """Host and port."""
         parts = urlsplit(self.url)
         return str(parts.hostname), parts.port or 80
-
-
-def split(plan: Plan, parts: int) -> list[Plan]:
-    """The same load in shares: connections and rate add up, arrivals differ."""
-    if not 1 <= parts <= plan.connections:
-        raise ValueError(f"{plan.connections} connections cannot be shared by {parts} processes")
-    rate = None if plan.rate is None else plan.rate / parts
-    counts = [plan.connections // parts + (part < plan.connections % parts) for part in range(parts)]
-    return [replace(plan, connections=count, rate=rate, seed=plan.seed + part) for part, count in enumerate(counts)]
 
 
 def due_times(plan: Plan, begin: int, end: int) -> Iterator[int]:

@@ -13,12 +13,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,7 @@ import uvloop
 from loadtest.loops import ClosedLoop, Load, OpenLoop
 from loadtest.plan import LoadError as LoadError
 from loadtest.plan import Plan as Plan
-from loadtest.plan import due_times, split
+from loadtest.plan import due_times
 from loadtest.raw_engine import Prewritten
 from loadtest.recorder import SECOND, Recorder
 from loadtest.report import Report
@@ -77,25 +74,6 @@ async def _measure(plan: Plan, load: Load) -> Report:
     report.in_time, report.ok_in_time = recorder.in_time, recorder.ok_in_time
     report.reconnects, report.busy = recorder.reconnects, round(load.busy, 3)
     return report
-
-
-def run_processes(plan: Plan, requests: Path, processes: int) -> Report:
-    """Run one load from several processes, each with its share of connections and rate; requests as a file."""
-    asked = [json.dumps({"loads": [asdict(share) | {"requests": str(requests)}]}) for share in split(plan, processes)]
-    with ThreadPoolExecutor(processes) as pool:
-        ran = list(pool.map(_run_process, asked))
-    wrong = [process.stderr.strip() for process in ran if process.returncode]
-    if wrong:
-        raise LoadError(wrong[0])
-    reports = [Report.from_json(json.loads(process.stdout)[0]) for process in ran]
-    for report in reports[1:]:
-        reports[0].merge(report)
-    return reports[0]
-
-
-def _run_process(asked: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "loadtest.raw"]
-    return subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
 
 
 def main() -> int:

@@ -16,8 +16,8 @@ class Recorder:
 
     Times are nanoseconds of time.perf_counter_ns; `begin` is second 0. What was due before it or from its end on (the
     warm-up) is left out, but for `in_time` and `ok_in_time`: replies, and good ones, that came during the measurement.
-    seen: by table and version, first and last reply in seconds and how many; reconnects: connections opened again;
-    first_problem: second and text of the first reply that was not the answer to its request.
+    seen: by table and version, first and last reply in seconds and how many; reconnects: connections opened again
+    since `begin`; first_problem: second and text of the first reply that was not the answer to its request.
     """
 
     def __init__(self, begin: int, seconds: float) -> None:
@@ -88,8 +88,12 @@ class Recorder:
     def mislabelled(self, due: int, kind: str, problem: str) -> None:
         """A 2xx reply is not the answer to its request; `problem` says why."""
         self.failed(due, kind, "mislabelled")
-        if self.first_problem is None:
+        if self.first_problem is None and self.begin <= due < self.end:
             self.first_problem = ((due - self.begin) / SECOND, problem)
+
+    def reconnected(self, now: int) -> None:
+        """A connection was opened again."""
+        self.reconnects += now >= self.begin
 
     def version(self, table: str, version: str, done: int) -> None:
         """A version answered."""

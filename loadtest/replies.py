@@ -9,6 +9,8 @@ from typing import Any
 from loadtest.calls import Asked, Owner, Version
 
 MAX_HEAD = 1 << 16
+MAX_DIGITS = 18
+"""Of a length; int() refuses numbers that are long enough."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -44,6 +46,7 @@ class Connection(asyncio.BufferedProtocol):
         return self.view
 
     def buffer_updated(self, num: int) -> None:
+        now = time.perf_counter_ns()
         if self.left:
             self.left -= num
         elif not self._read_head(num):
@@ -55,6 +58,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         asked, self.asked = self.asked, None
         assert asked is not None
+        asked.done = now
         self.owner.replied(asked, self.status, self.size, self.retry_after, self.problem, self.version)
         if self.last:
             self.close()
@@ -86,7 +90,7 @@ class Connection(asyncio.BufferedProtocol):
             self.fail("protocol")
             return False
         self.status = int(status)
-        if not length.isdigit():
+        if not length.isdigit() or len(length) > MAX_DIGITS:
             if self.status not in (204, 304):
                 self.fail("protocol")  # a length is all that this reader understands
                 return False

@@ -54,17 +54,6 @@ class Report(Tally):
         late, whole = f"{lag / 1e6:.2f} ms", f"{latency / 1e6:.2f} ms"
         return f"the generator was late itself: p99 of its lag is {late}, of the latency {whole}"
 
-    def merge(self, other: Tally) -> None:
-        """Add what another process found at the same time; `busy` is that of the busier one."""
-        super().merge(other)
-        if isinstance(other, Report):
-            self.connections += other.connections
-            self.rate = self.rate + other.rate if self.rate is not None and other.rate is not None else None
-            self.in_time += other.in_time
-            self.ok_in_time += other.ok_in_time
-            self.reconnects += other.reconnects
-            self.busy = max(self.busy, other.busy)
-
     def to_json(self) -> dict[str, Any]:
         """Plain values, histograms whole, and the figures that people ask for first; `from_json` reads it back."""
         return super().to_json() | {

@@ -70,10 +70,10 @@ class Scraper:
         self._thread = threading.Thread(target=self._run, args=(begin_ns,), name="scraper", daemon=True)
         self._thread.start()
 
-    def end(self) -> list[Sample]:
-        """Take the last sample; all of them, in order."""
+    def end(self, *, wait: bool = True) -> list[Sample]:
+        """Take the last sample; all of them, in order, or without waiting for the last."""
         self._over.set()
-        if self._thread is not None:
+        if wait and self._thread is not None:
             self._thread.join(3 * TIMEOUT_SECONDS)
         return list(self._samples)
 

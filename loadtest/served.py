@@ -12,7 +12,7 @@ from typing import Any
 from loadtest.result import Sample
 
 MAX_SAMPLES = 600
-"""Of longer runs every n-th sample is looked at: nobody sees more in a plot."""
+"""Of longer runs every n-th sample is drawn: nobody sees more in a plot."""
 DURATION = "embstore_lookup_duration_seconds"
 _SERIES = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -139,20 +139,6 @@ def _of_tier(samples: Sequence[Sample], tier: str) -> list[Sample]:
     return [Sample(at=one.at, values={n: v for n, v in one.values.items() if belongs(n)}) for one in samples]
 
 
-def served_versions(samples: Sequence[Sample]) -> list[tuple[float, str, str]]:
-    """When a table's newest served version was first seen to be another: moment, table, version."""
-    found, last = [], dict[str, str]()
-    for sample in samples:
-        for text, value in sample.values.items():
-            if value and text.startswith("embstore_version_info"):
-                labels = dict(series(text)[1])
-                table, version = labels.get("table", ""), labels.get("version", "")
-                if last.get(table) != version:
-                    found.append((sample.at, table, version))
-                    last[table] = version
-    return found
-
-
 def view(samples: Sequence[Sample]) -> dict[str, Any]:
     """What the server counted from the first sample to the last, as plain values; empty without two samples.
 
@@ -160,7 +146,6 @@ def view(samples: Sequence[Sample]) -> dict[str, Any]:
     """
     if len(samples) < 2:
         return {}
-    num, samples = len(samples), thinned(samples)
     buckets = increase(samples, DURATION + "_bucket", "le")
     hits = {
         tier: results.get("hit", 0.0) / asked
@@ -168,7 +153,7 @@ def view(samples: Sequence[Sample]) -> dict[str, Any]:
         if (asked := sum((results := increase(_of_tier(samples, tier), "embstore_cache_ids_total", "result")).values()))
     }
     found: dict[str, Any] = {
-        "samples": num,
+        "samples": len(samples),
         "lookups": increase(samples, DURATION + "_count").get(""),
         "p50_ms": _ms(percentile(buckets, 50)),
         "p99_ms": _ms(percentile(buckets, 99)),

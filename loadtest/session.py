@@ -85,6 +85,8 @@ def load_test(
         result = run(scenario, on_progress=on_progress, on_begin=begin, stop=stop, ceiling=ceiling, num_ids=num_ids)
     except BaseException:
         events.end(grace=0.0)
+        if scraper is not None:
+            scraper.end(wait=False)
         raise
     if result.partial:
         stop.set()

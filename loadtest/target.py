@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from loadtest.plan import LoadError
-from loadtest.scenario import Scenario
+from loadtest.scenario import Scenario, ScenarioError
 
 ASK_SECONDS = 10.0
 
@@ -20,12 +20,14 @@ def api_headers(scenario: Scenario) -> list[tuple[str, str]]:
     if not scenario.api_key_file:
         return []
     try:
-        lines = Path(scenario.api_key_file).read_text("utf-8").splitlines()
+        lines = Path(scenario.api_key_file).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
         raise LoadError(f"api_key_file: cannot read {scenario.api_key_file}: {_reason(error)}") from error
     keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not keys:
         raise LoadError(f"api_key_file: there is no key in {scenario.api_key_file}")
+    if not (keys[0].isascii() and keys[0].isprintable()):
+        raise LoadError(f"api_key_file: the key in {scenario.api_key_file} must be of printable ASCII characters")
     return [("x-api-key", keys[0])]
 
 
@@ -43,7 +45,7 @@ def tls_context(scenario: Scenario) -> ssl.SSLContext:
 
 def ask_tables(scenario: Scenario) -> dict[str, int]:
     """Number of ids of every table that the scenario asks for; LoadError when the server is not there, or not ready
-    for it, in one line that says what to do."""
+    for it, ScenarioError when the tables are too small, in one line that says what to do."""
     url = f"{scenario.url.rstrip('/')}/v1/tables"
     try:
         reply = httpx.get(
@@ -64,6 +66,10 @@ def ask_tables(scenario: Scenario) -> dict[str, int]:
     wanted = {table for ask in scenario.asks for table in ask.tables}
     if unknown := sorted(wanted - found.keys()):
         raise LoadError(f"the server has no table {', '.join(unknown)}; it has {', '.join(sorted(found)) or 'none'}")
+    for at, ask in enumerate(scenario.asks):
+        least = min(ask.keys.num_ids or found[table] for table in ask.tables)
+        if ask.keys.kind == "hot" and not ask.keys.file and 0 < least <= ask.keys.hot_ids:
+            raise ScenarioError(f"asks.{at}.keys.hot_ids must be below the {least:,} ids, got {ask.keys.hot_ids:,}")
     return {table: found[table] for table in wanted}
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from loadtest.report import BUSY, LAG_NS, LAG_SHARE
 from loadtest.result import Result
 
-BUSY = 0.95
-LAG_NS, LAG_SHARE = 1_000_000, 0.1
+ENOUGH = 10_000
+"""Requests from which on p99.9 is no chance."""
 OFFERED = 0.95
 OF_CEILING = 0.9
 ADVICE = "more processes, or engine raw, reach further"
@@ -17,12 +18,14 @@ ADVICE = "more processes, or engine raw, reach further"
 def doubts(result: Result, parts: Sequence[dict[str, Any]]) -> list[str]:
     """Why a result is invalid, one line each; `parts` are what the generator processes reported."""
     found, total, scenario = [], result.total(), result.scenario
-    lag, limit = total.lag.percentile(99), max(LAG_NS, LAG_SHARE * total.latency.percentile(99))
-    if lag > limit:
-        found.append(
-            f"the generator was late itself: p99 of its lag is {lag / 1e6:.2f} ms, "
-            f"p99 of the latency {total.latency.percentile(99) / 1e6:.2f} ms"
-        )
+    for percent in (99, 99.9) if total.lag.num >= ENOUGH else (99,):
+        lag, latency = total.lag.percentile(percent), total.latency.percentile(percent)
+        if lag > max(LAG_NS, LAG_SHARE * latency):
+            found.append(
+                f"the generator was late itself: p{percent:g} of its lag is {lag / 1e6:.2f} ms, "
+                f"p{percent:g} of the latency {latency / 1e6:.2f} ms"
+            )
+            break
     if result.generator.busy > BUSY:
         found.append(f"a generator process used {result.generator.busy:.0%} of its core; {ADVICE}")
     due = total.offered + sum(part["unsent"] for part in parts)
@@ -41,5 +44,7 @@ def doubts(result: Result, parts: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _most_asked(result: Result) -> float:
-    """The highest rate of any phase, requests a second."""
+    """The highest rate of any phase, of a recording with a clock that of any second."""
+    if result.scenario.clock is not None:
+        return max((tally.offered for tally in result.series()), default=0)
     return max(max(phase.rate, phase.rate_to or 0.0) for phase in result.scenario.phases)

@@ -24,6 +24,10 @@ class Watch:
         self.last = wall(), steady()
         self.jumps = self.longest = 0
 
+    def restart(self) -> None:
+        """Forget the time since the last look."""
+        self.last = self.wall(), self.steady()
+
     def look(self) -> None:
         """Compare with the last time."""
         (wall, steady), self.last = self.last, (self.wall(), self.steady())

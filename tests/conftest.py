@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -9,6 +10,9 @@ import pytest
 from hypothesis import settings
 
 SEED = 20260731
+
+# Several processes test at once; with threads of its own in each, torch would wait for its cores, spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("embstore", derandomize=True, deadline=None)
 settings.load_profile("embstore")

@@ -104,8 +104,8 @@ def test_vectors_over_http_are_the_trainers(server: ServerProcess, demo_config: 
     assert len(manifest.hot_ids) > 100
 
 
-def test_a_trained_release_goes_live_within_five_seconds_under_load(server: ServerProcess, demo_config: Path) -> None:
-    """`embstore train` as its own process, a server under load: the release is served in time, no request fails."""
+def test_a_trained_release_goes_live_under_load(server: ServerProcess, demo_config: Path) -> None:
+    """`embstore train` as its own process, a server under load: the release is served, no request fails."""
     store = server_store(server)
     train_once = [sys.executable, "-m", "embstore", "train", str(demo_config), "--store", str(store), "--json"]
     for option in options("memcom"):
@@ -128,14 +128,11 @@ def test_a_trained_release_goes_live_within_five_seconds_under_load(server: Serv
         thread.start()
     subprocess.run(train_once, check=True, capture_output=True, timeout=300)
     published = Store(store).resolve("item")
-    begin = time.monotonic()
     server.wait_until(lambda: published in versions, "the new release")
-    seconds = time.monotonic() - begin
     stop.set()
     for thread in threads:
         thread.join(30)
     assert failures == []
-    assert seconds < 5
 
 
 def test_readme_lookup_works_on_the_command_line(server: ServerProcess, demo_config: Path) -> None:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -84,9 +83,7 @@ def test_new_releases_go_live_without_a_failed_or_mixed_request(tmp_path: Path) 
         server.wait_until(lambda: "1" in load.releases, "release 1")
         for value in range(2, 12):
             release = store.publish_release(both(value))
-            begin = time.monotonic()
             server.wait_until(lambda r=release.id: r in load.releases, f"release {release.id}")
-            assert time.monotonic() - begin < 5
         assert server.process.poll() is None
     assert load.failures == []
     assert load.lookups > 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from loadtest.find_max import Limits, peak_rate
 from loadtest.histogram import Histogram
 from loadtest.options import to_toml
 from loadtest.outputs import read_results, results_to_json
+from loadtest.plan import LoadError
 from loadtest.result import Generator, Result
 from loadtest.scenario import Ask, Event, Keys, Phase, Scenario
 from loadtest.tally import Tally
@@ -117,8 +119,8 @@ def test_runs_from_file_to_report_to_comparison(server: ServerProcess, here: Her
     assert "of 2 s, load: 2xx" in err  # how it went, in plain lines: stderr is no terminal
     assert "load test" in printed
 
-    code, printed, _ = here("compare", out, tmp_path / "b.json", "--json")
-    assert code == 0
+    code, printed, _ = here("compare", out, tmp_path / "b.json", "--json", "--force")
+    assert code == 0  # forced, since a busy machine makes runs invalid
     assert {figure["name"] for figure in json.loads(printed)["figures"]} >= {"p50", "p99", "goodput"}
 
 
@@ -212,9 +214,10 @@ def test_files_that_are_no_results_are_one_line(here: Here, tmp_path: Path) -> N
         ([ran(5), ran(20), ran(5)], 0, ""),
         ([ran(20), ran(5), ran(20)], 1, "failed, because p99>10ms holds in 2 of 3 runs: p99 is 20.0 ms"),
         ([ran(20, invalid=True), ran(5), ran(5)], 0, ""),
+        ([ran(20), ran(20, invalid=True)], 1, "1 of 2 runs are invalid, so that conditions say nothing: the generator"),
         ([ran(5, status=503)], 1, "failed: no request got a 2xx reply"),
     ],
-    ids=["kept", "broken", "invalid", "mostly kept", "mostly broken", "one invalid", "refused"],
+    ids=["kept", "broken", "invalid", "mostly kept", "mostly broken", "one invalid", "half invalid", "refused"],
 )
 def test_conditions_decide_the_exit_code(here: Here, tmp_path: Path, runs: list[Result], code: int, said: str) -> None:
     """Most of the valid runs decide; runs that are invalid decide nothing, and too many of them are a failure."""
@@ -223,6 +226,41 @@ def test_conditions_decide_the_exit_code(here: Here, tmp_path: Path, runs: list[
     assert ended == code
     assert said in err
     assert "load test" in out
+
+
+def test_a_run_that_fails_does_not_lose_those_before_it(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is gone in the third of four runs: two are reported and written, exit code 1 and the reason."""
+    runs = iter([ran(), ran()])
+
+    def load_test(*_: object, **__: object) -> Result:
+        if result := next(runs, None):
+            return result
+        raise LoadError("cannot connect")
+
+    monkeypatch.setattr("loadtest.session.load_test", load_test)
+    monkeypatch.setattr("loadtest.target.ask_tables", lambda _: {"item": 500})
+    out = tmp_path / "a.json"
+    code, printed, err = here("--repeat", "4", "--out", out, "--json")
+    assert (code, err) == (1, "embstore: run 3 of 4 failed: cannot connect\n")
+    assert len(json.loads(printed)) == len(read_results(out)) == 2
+    assert here.fails(1, "--repeat", "4", "--out", tmp_path / "b.json") == "cannot connect"
+    assert not (tmp_path / "b.json").exists()
+
+
+@pytest.mark.parametrize("how", [[], ["--json"]], ids=["table", "json"])
+def test_a_reader_that_is_gone_costs_no_file(tmp_path: Path, how: list[str]) -> None:
+    """Nobody reads stdout any more: the files are written all the same, exit code 1 and not a line."""
+    (tmp_path / "a.json").write_text(results_to_json([ran()]))
+    line = ["report", tmp_path / "a.json", "--hgrm", tmp_path / "a.hgrm", *how]
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as gone:
+        program = [sys.executable, "-m", "loadtest", *map(str, line)]
+        done = subprocess.run(program, stdout=gone, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "#[Mean" in (tmp_path / "a.hgrm").read_text()
 
 
 def test_a_search_reports_what_it_found(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,16 +156,34 @@ def test_where_the_load_goes_may_differ() -> None:
 
 
 def test_doubtful_runs_are_named() -> None:
-    """Invalid, interrupted, of another machine, or alone: the comparison says so."""
-    partial = a_run(2, seconds=20.0, partial=True, invalid=["the generator was late"], machine={"cpu": "two"})
+    """Interrupted, of another machine, or alone: the comparison says so."""
+    partial = a_run(2, seconds=20.0, partial=True, machine={"cpu": "two"})
     assert compare([a_run(1), a_run(3)], [partial]).warnings == [
-        "after: invalid: the generator was late",
         "after: interrupted after 20 s",
         "only the first 20 s of each run are compared: the shortest has no more",
         "the machines of the generators differ in cpu",
-        "fewer than two runs on each side: what differs from start to start is not in the intervals",
+        "fewer than four runs in all: what differs from start to start is not in the intervals",
     ]
     assert compare([a_run(1), a_run(3)], [a_run(2), a_run(4)]).warnings == []
+
+
+def test_an_invalid_run_is_left_out() -> None:
+    """Its figures count neither for its side nor against it; the comparison says which run it is."""
+    sound, spoilt = [a_run(2), a_run(4)], a_run(3, slower=9.0, invalid=["the generator was late"])
+    comparison = compare([a_run(1)], [sound[0], spoilt, sound[1]])
+    assert comparison.figures == compare([a_run(1)], sound).figures
+    assert comparison.runs == (1, 2)
+    assert comparison.warnings[0] == "after, run 2: invalid and left out: the generator was late"
+
+
+def test_a_side_of_invalid_runs_is_refused() -> None:
+    """Nothing can be said about the server then; forced, all of them count, with a warning."""
+    spoilt = [a_run(2, invalid=["the generator was late"])]
+    with pytest.raises(CompareError, match=r"every run after is invalid, .*: the generator was late"):
+        compare([a_run(1)], spoilt)
+    comparison = compare([a_run(1)], spoilt, force=True)
+    assert comparison.runs == (1, 1)
+    assert comparison.warnings[0] == "after: invalid: the generator was late"
 
 
 def test_scatter_between_runs_widens_what_is_said() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from driving import drive, scenario
@@ -83,6 +85,23 @@ def test_a_generator_that_is_killed_is_one_line() -> None:
     assert str(error.value).endswith("of 2 ended without a result: killed by SIGKILL")
     assert len(killed) == 2
     assert generators() == []
+
+
+def test_processes_that_cannot_be_started_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system refuses the second: it is said why, and the first is gone."""
+    begin, begun = subprocess.Popen, list[Any]()
+
+    def refuse(*command: Any, **options: Any) -> Any:
+        if begun:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        begun.append(begin(*command, **options))
+        return begun[0]
+
+    monkeypatch.setattr("loadtest.fleet.subprocess.Popen", refuse)
+    with scripted(lambda _: rows()) as url, pytest.raises(LoadError) as error:
+        fleet.run(scenario(url, processes=2), num_ids={"item": 100})
+    assert str(error.value) == "cannot start generator process 2 of 2: Resource temporarily unavailable"
+    assert begun[0].poll() is not None
 
 
 def test_generators_end_with_whoever_started_them() -> None:

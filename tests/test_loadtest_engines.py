@@ -162,6 +162,20 @@ def test_what_makes_a_result_invalid() -> None:
         "the clock was set 2 times during the run",
         "a generator process was held up for 1.5 s",
     ]
+    late = {"lag": Histogram([10**5] * 9980 + [10**7] * 20), "latency": Histogram([10**6] * 10_000)}
+    result.tallies[0, "x"] = Tally(offered=10_000, **late)  # type: ignore[arg-type]
+    assert doubts(result, [part])[0] == (
+        "the generator was late itself: p99.9 of its lag is 10.00 ms, p99.9 of the latency 1.00 ms"
+    )
+
+
+def test_a_recording_is_held_against_the_ceiling() -> None:
+    """Where a clock says when requests are due, its fullest second is what was asked for."""
+    clock = Ask(keys=Keys(kind="replay", file=__file__, time_column="t"))
+    part = Recorder(0, 2.0).to_json() | {"busy": 0.2, "unsent": 0, "paused": 0.0, "clock_jumps": 0, "seconds": 2.0}
+    result = gather(scenario("http://h", asks=(clock,)), [part | {"notes": [], "stopped": False}], 1, 1000.0)
+    result.tallies = {(0, "x"): Tally(offered=10), (1, "x"): Tally(offered=901)}
+    assert doubts(result, [part]) == ["901 requests/s is more than 90% of what this generator can do (1,000)"]
 
 
 def test_clocks_that_jump_and_pauses_are_noticed() -> None:
@@ -235,8 +249,9 @@ def test_a_generator_that_fails_itself_says_so() -> None:
 
 
 def test_the_ceiling_is_found_without_the_server(server: ServerProcess) -> None:
-    """A calibration knows what the generator could do, and the least service time it could see."""
-    asks = tuple(replace(ASK, protocol=protocol, keys=Keys(num_ids=100)) for protocol in ("octet", "json"))
-    found = calibrate(scenario(server.url, asks=asks, engine="raw"), seconds=0.4)
+    """A calibration knows what the generator could do, and the least service time it could see, whatever the sizes."""
+    sizes = Batch(kind="uniform", least=1, most=5000)
+    ask = replace(ASK, keys=Keys(num_ids=100), batch=sizes)
+    found = calibrate(scenario(server.url, asks=(ask,), engine="raw", processes=2), seconds=0.4)
     assert found.ceiling > 20
     assert 0 < found.floor_us < 1e6

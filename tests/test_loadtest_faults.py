@@ -18,7 +18,7 @@ from serving import ServerProcess, serving
 import embstore
 from loadtest import fleet
 from loadtest.plan import LoadError
-from loadtest.scenario import Ask
+from loadtest.scenario import Ask, Keys, ScenarioError
 from loadtest.target import ask_tables
 
 KEY = "a-lookup-key"
@@ -38,9 +38,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def key_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The key, behind a comment."""
+    """The key, behind a comment, as an editor saves it that begins with a byte order mark."""
     file = tmp_path_factory.mktemp("key") / "key"
-    file.write_text(f"# mine\n\n{KEY}\n")
+    file.write_text(f"\ufeff# mine\n\n{KEY}\n", "utf-8")
     return str(file)
 
 
@@ -73,11 +73,16 @@ def test_what_a_server_may_say_beforehand(server: ServerProcess, key_file: str, 
     asked = scenario(server.url)
     (tmp_path / "empty").write_text("# nothing\n")
     (tmp_path / "wrong").write_text("another-key\n")
+    (tmp_path / "words").write_text("schlüssel\n", "utf-8")
     refused = f"GET {server.url}/v1/tables: 401: the server wants another API key; api_key_file names a file with one"
     for file, said in (
         ("", refused),
         (str(tmp_path / "wrong"), refused),
         (str(tmp_path / "empty"), f"api_key_file: there is no key in {tmp_path / 'empty'}"),
+        (
+            str(tmp_path / "words"),
+            f"api_key_file: the key in {tmp_path / 'words'} must be of printable ASCII characters",
+        ),
         (str(tmp_path / "no"), f"api_key_file: cannot read {tmp_path / 'no'}: No such file or directory"),
     ):
         with pytest.raises(LoadError) as error:
@@ -87,6 +92,9 @@ def test_what_a_server_may_say_beforehand(server: ServerProcess, key_file: str, 
         fleet.run(replace(asked, api_key_file=key_file, asks=(Ask(tables=("item", "users")),)))
     assert one_line(error) == "the server has no table users; it has item"
     assert ask_tables(replace(asked, api_key_file=key_file)) == {"item": 100}
+    hot = Ask(keys=Keys(kind="hot", hot_ids=100))
+    with pytest.raises(ScenarioError, match=r"^asks.0.keys.hot_ids must be below the 100 ids, got 100$"):
+        ask_tables(replace(asked, api_key_file=key_file, asks=(hot,)))
 
 
 @pytest.mark.parametrize(

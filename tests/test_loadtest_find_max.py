@@ -13,6 +13,7 @@ from loadtest.conditions import parse
 from loadtest.find_max import Limits, at_rate, chance_kept, find_max, peak_rate, whole_slo
 from loadtest.found import Found, table
 from loadtest.histogram import Histogram
+from loadtest.plan import LoadError
 from loadtest.result import Generator, Result
 from loadtest.scenario import Ask, Keys, Phase, Scenario, ScenarioError
 from loadtest.tally import Tally
@@ -119,6 +120,60 @@ def test_a_generator_that_can_make_no_rate_finds_nothing() -> None:
     found = search(Server(1, ceiling=0), least=50)
     assert (found.rate, found.high, found.limit) == (0.0, None, "generator")
     assert found.note.startswith("no rate could be judged")
+
+
+def test_rates_that_cannot_be_judged_do_not_hide_one_that_breaks() -> None:
+    """Runs next to the limit are invalid: what is known on either side of them stays, and is confirmed."""
+
+    def run(scenario: Scenario) -> Result:
+        rate = peak_rate(scenario)
+        return ran(scenario, 1.0 if rate < 500 else 99.0, ["the clock jumped"] if 450 < rate < 700 else None)
+
+    found = search(run)
+    assert (found.limit, found.high) == ("generator", 800.0)
+    assert 430 < found.low <= 450
+    assert found.confidence > 0.9
+    assert "800 requests/s break it" in found.note
+    assert "runs between them were invalid" in found.note
+
+
+def test_a_limit_that_can_no_longer_be_made_keeps_what_was_seen_of_it() -> None:
+    """Runs that broke the SLO are invalid when they are repeated: the rate stays the upper end, less surely."""
+    num_broken = 0
+
+    def run(scenario: Scenario) -> Result:
+        nonlocal num_broken
+        if peak_rate(scenario) < 150:
+            return ran(scenario, 1.0)
+        num_broken += 1
+        return ran(scenario, 99.0, ["the machine is busy"] if num_broken > 2 else None)
+
+    found = search(run, tolerance=1.0)
+    assert (found.low, found.high) == (100.0, 200.0)
+    assert found.confidence == chance_kept(4, 0) * (1 - chance_kept(0, 2))
+
+
+def test_a_search_without_an_end_is_given_up() -> None:
+    """After so many runs it tells what it knows, and does not call it confirmed."""
+    found = search(Server(1), runs=4)
+    assert (found.limit, len(found.runs), found.low, found.confidence) == ("runs", 4, 200.0, 0.0)
+    assert found.note == "no end after 4 runs: 200 requests/s kept p99<10ms so far, not confirmed"
+
+
+def test_a_run_that_fails_does_not_lose_the_others() -> None:
+    """The server is gone in the fifth run: the four before it are in the result; gone in the first, there is none."""
+    server = Server(1)
+
+    def run(scenario: Scenario) -> Result:
+        if len(server.rates) == 4:
+            raise LoadError("cannot connect")
+        return server(scenario)
+
+    found = search(run)
+    assert (found.limit, found.failure, len(found.runs)) == ("failed", "cannot connect", 4)
+    assert found.note == "a run failed (cannot connect): 200 requests/s kept p99<10ms so far, not confirmed"
+    with pytest.raises(LoadError, match="cannot connect"):
+        search(run)
 
 
 def test_a_server_that_is_always_too_slow_is_said_to_be_so() -> None:

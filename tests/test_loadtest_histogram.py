@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ VALUES = st.lists(st.integers(0, 10**13), max_size=60)
 @given(VALUES.filter(bool), st.floats(0, 100))
 def test_a_percentile_is_at_most_a_thousandth_too_high(values: list[int], percent: float) -> None:
     """Never below the true value, at most 0.1 % above it, never above the largest."""
-    exact = sorted(values)[max(1, math.ceil(percent / 100 * len(values))) - 1]
+    exact = sorted(values)[max(1, math.ceil(Fraction(str(percent)) * len(values) / 100)) - 1]
     found = Histogram(values).percentile(percent)
     assert exact <= found <= min(exact * 1.001, max(values))
 
@@ -46,6 +47,14 @@ def test_small_values_are_exact(values: list[int]) -> None:
     assert histogram.percentile(50) == sorted(values)[math.ceil(len(values) / 2) - 1]
     assert histogram.mean() == sum(values) / len(values)
     assert (histogram.least, histogram.most) == (min(values), max(values))
+
+
+@pytest.mark.parametrize(
+    ("percent", "expected"), [(99.9, 999), (99.99, 1000), (99, 990), (0.1, 1), (0, 1), (100, 1000)]
+)
+def test_a_percentile_is_taken_as_it_is_written(percent: float, expected: int) -> None:
+    """99.9 % of a thousand values are 999 of them, although the number 99.9 in binary is not that."""
+    assert Histogram(range(1, 1001)).percentile(percent) == expected
 
 
 def test_nothing_counted_is_zero() -> None:

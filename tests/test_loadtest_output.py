@@ -171,6 +171,13 @@ def test_a_server_that_began_anew_is_counted_on() -> None:
     assert served.rates(samples, "embstore_swaps_total") == {"": [(0.5, 4.0), (1.5, 2.0), (2.5, 1.0)]}
 
 
+def test_a_peak_between_the_samples_of_a_plot_is_counted() -> None:
+    """However long the run was, maxima and counts are those of all samples."""
+    samples = [Sample(at=float(at), values={"embstore_queue_depth": float(at == 1001)}) for at in range(2000)]
+    assert len(served.thinned(samples)) < 1000
+    assert served.view(samples) == {"samples": 2000, "queue_depth_max": 1.0}
+
+
 def test_labels_may_hold_anything() -> None:
     """Quotes, commas and backslashes inside of a label are part of it."""
     assert served.series(r'a_total{table="x\"},y\\",le="0.1"}') == ("a_total", (("table", 'x"},y\\'), ("le", "0.1")))

@@ -15,8 +15,8 @@ import pytest
 from ill_server import CLOSE, RESET, SILENCE, Answer, scripted
 
 from loadtest.histogram import Histogram
-from loadtest.plan import due_times, split
-from loadtest.raw import LoadError, Plan, run, run_processes
+from loadtest.plan import due_times
+from loadtest.raw import LoadError, Plan, run
 from loadtest.report import Report
 from loadtest.workload import get_request, infer_requests, json_requests, octet_requests, read_requests, write_requests
 
@@ -175,16 +175,6 @@ def test_loads_run_at_the_same_time() -> None:
     assert [report.offered for report in reports] == [90, 6]
 
 
-def test_several_processes_share_a_load(tmp_path: Path) -> None:
-    """Their reports become one: the rate and the connections that were asked for."""
-    write_requests(tmp_path / "requests", [get_request("test", "/"), get_request("test", "/other")])
-    with scripted(lambda _: OK) as url:
-        plan = Plan(url=url, seconds=0.5, rate=200.0, arrivals="constant", connections=3)
-        report = run_processes(plan, tmp_path / "requests", 2)
-    assert (report.connections, report.rate, report.offered, report.statuses) == (3, 200.0, 100, {200: 100})
-    assert report.latency.num == 100
-
-
 def test_nobody_listening_is_one_line() -> None:
     """LoadError says where, in this process and in another."""
     with socket.socket() as reserved:
@@ -219,14 +209,6 @@ def test_a_plan_that_means_nothing_is_refused(field: dict[str, object], said: st
     """The message says what would be right."""
     with pytest.raises(ValueError, match=said):
         Plan(**({"url": "http://127.0.0.1:1", "seconds": 1.0} | field))  # type: ignore[arg-type]
-
-
-def test_shares_of_a_plan_add_up() -> None:
-    """No connection and no request is lost, and the parts' arrivals differ."""
-    parts = split(Plan(url="http://h", seconds=1.0, connections=8, rate=90.0, seed=5), 3)
-    assert [part.connections for part in parts] == [3, 3, 2]
-    assert sum(part.rate or 0 for part in parts) == 90.0
-    assert [part.seed for part in parts] == [5, 6, 7]
 
 
 def test_due_times_are_fixed_beforehand() -> None:

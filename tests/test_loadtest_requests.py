@@ -194,6 +194,11 @@ def inferred(size: int | None = None, model: str = "item", version: str = "7", *
     return {"inference-header-content-length": str(len(head))}, head + bytes(24)
 
 
+def headed(head: bytes) -> tuple[dict[str, str], bytes]:
+    """An inference reply of this head alone."""
+    return {"inference-header-content-length": str(len(head))}, head
+
+
 WRONG_OUTPUTS = [
     (inferred(model="user"), "asked for model item 7, got user 7"),
     (inferred(version="8"), "asked for model item 7, got item 8"),
@@ -202,12 +207,22 @@ WRONG_OUTPUTS = [
     (inferred(datatype="FP16"), "asked for 2 rows of FP32, got shape [2, 3] of FP16"),
     (inferred(12), "shape [2, 3] of FP32 does not take 12 bytes"),
     (inferred(32, shape=[2, 4]), "outputs take 8 bytes more than the body has"),
+    (inferred(16, shape=[2, 2]), "outputs take 8 bytes less than the body has"),
+    (inferred(0, shape=[2, 0]), "asked for 2 rows of FP32, got shape [2, 0] of FP32"),
+    (inferred(24, shape=[2, 3.0]), "asked for 2 rows of FP32, got shape [2, 3.0] of FP32"),
+    (inferred(model="\ud800\n\x1b" + "x" * 100), f"asked for model item 7, got \\ud800\\n\\x1b{'x' * 77} 7"),
+    (headed(b"[" * 200_000), "asked for an answer, got a reply that cannot be read: RecursionError"),
+    (headed(b"[" + b"9" * 5000 + b"]"), "asked for an inference reply, got a head that is none"),
+    (
+        ({"inference-header-content-length": "9" * 5000}, b"{}"),
+        f"asked for binary outputs, got Inference-Header-Content-Length {'9' * 80}",
+    ),
     (({}, b"{}"), "asked for binary outputs, got no Inference-Header-Content-Length"),
     (({"inference-header-content-length": "9"}, b"[1,2,3]{}"), "asked for an inference reply, got a head that is none"),
 ]
 
 
-@pytest.mark.parametrize(("reply", "message"), WRONG_OUTPUTS, ids=[message for _, message in WRONG_OUTPUTS])
+@pytest.mark.parametrize(("reply", "message"), WRONG_OUTPUTS, ids=[message[:80] for _, message in WRONG_OUTPUTS])
 def test_wrong_outputs_are_told(reply: tuple[dict[str, str], bytes], message: str) -> None:
     """Each way in which an inference reply is not the answer has its words."""
     expect = Expect(protocol="infer", tables=("item",), counts=(2,), pinned="7")

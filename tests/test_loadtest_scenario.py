@@ -217,6 +217,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"phases": (Phase(), WARM)}, "phases.1.warmup: a warm-up comes before everything that is measured"),
     (phases(rate=0.0), "phases: rate is 0 in all that are measured; one at least must send something"),
     (phases(rate=-1.0), "phases.0.rate must not be negative, got -1"),
+    (phases(rate_to=1e8), "phases.0.rate_to must be at most 10,000,000 requests/s, got 1e+08"),
     (phases(seconds=0.0), "phases.0.seconds must be above 0, got 0"),
     (phases(rate=float("inf")), "phases.0.rate must be a finite number, got inf"),
     ({"asks": ()}, "asks is empty: one at least says what to ask for"),

@@ -11,7 +11,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from loadtest.plan import LoadError
+from loadtest.scenario import Scenario
 from loadtest.scrape import Scraper, parse
+from loadtest.session import load_test
 
 TEXT = """\
 # HELP embstore_swaps_total Times the set of served versions changed.
@@ -161,6 +164,23 @@ def test_a_server_that_is_silent_does_not_hold_the_end_up(monkeypatch: pytest.Mo
         assert time.monotonic() - begun < 10
     assert scraper.failure is not None
     assert "timed out" in scraper.failure.detail
+
+
+def test_a_run_that_fails_ends_its_scraper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of the run is raised, and nobody goes on asking the server for its metrics."""
+
+    def fail(*_: object, on_begin: Callable[[int], None], **__: object) -> None:
+        on_begin(time.perf_counter_ns())
+        raise LoadError("a generator process died")
+
+    monkeypatch.setattr("loadtest.fleet.run", fail)
+    with answering(lambda _: (200, b"embstore_swaps_total 1\n")) as (url, _):
+        with pytest.raises(LoadError, match="a generator process died"):
+            load_test(Scenario(url=url, scrape=True), stop=threading.Event(), num_ids={})
+        for thread in threading.enumerate():
+            if thread.name == "scraper":
+                thread.join(30)
+                assert not thread.is_alive()
 
 
 def test_a_page_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

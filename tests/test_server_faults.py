@@ -41,8 +41,8 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """One server for the tests that leave it as it was."""
-    with guarded(tmp_path_factory.mktemp("faults")) as running:
+    """One server for the tests that leave it as it was; patient, for they read a lot one after the other."""
+    with guarded(tmp_path_factory.mktemp("faults"), request_seconds=120) as running:
         yield running
 
 
