@@ -3,8 +3,10 @@
 `python tests/bench/http_figures.py [--json] [--seconds 3]`
 
 The server has one core and the generator another. For each row a closed loop of 8 connections finds what the server
-can do; then requests come at half of that rate, as a Poisson process, and latency runs from when each was due. `swap`:
-the same while a further version of the table is published, loaded and swapped in. Ids are Zipf 1.05 or uniform.
+can do without a cache (requests/s); then requests come at half of that rate, as a Poisson process, and p50 / p99 of the
+latency from when each was due are shown: idle; while a further version of the table is published (by a process of its
+own), loaded and swapped in; with the cache on and empty (cold), and on and filled (hot). Ids are Zipf 1.05 or uniform.
+A star: the generator was late itself.
 """
 
 from __future__ import annotations
@@ -69,16 +71,10 @@ def _check(run: Result) -> None:
     assert not total.failures, total.failures
 
 
-def row(what: tuple[str, str, int, str], cache: str, state: str, peak: float, run: Result) -> dict[str, Any]:
-    """Figures of one run."""
-    table, protocol, size, keys = what
-    total = run.total()
-    times = {f"p{p:g}_us": total.latency.percentile(p) / 1e3 for p in (50, 99)}
-    return {
-        "table": table, "protocol": protocol, "ids": size, "keys": keys, "cache": cache, "state": state,
-        "requests_per_s": round(peak), "ids_per_s": round(peak * size), **times,
-        "lag_p99_us": total.lag.percentile(99) / 1e3, "versions": len(run.versions),
-    }  # fmt: skip
+def times(run: Result) -> str:
+    """p50 / p99 of the latency in microseconds; a star where the generator was late itself."""
+    latency = run.total().latency
+    return f"{latency.percentile(50) / 1e3:,.0f} / {latency.percentile(99) / 1e3:,.0f}{'*' * bool(run.invalid)}"
 
 
 def forget(url: str, table: str) -> None:
@@ -101,31 +97,29 @@ def measure(folder: Path, seconds: float) -> list[dict[str, Any]]:
     store = embstore.open_store(folder / "store")
     store.publish("item", np.random.default_rng(0).standard_normal((NUM, DIM), dtype=np.float32))
     store.publish("dhe", DHE.from_budget(DHE_NUM, DIM, DHE_BYTES))
-    rows: list[dict[str, Any]] = []
     protocols, distributions = ("octet", "json", "infer"), ("zipf", "uniform")
     combinations = [("item", p, size, keys) for p in protocols for size in SIZES for keys in distributions]
-    dhe = [("dhe", "octet", size, "zipf") for size in SIZES]
-    peaks: dict[Any, float] = {}
-
-    def note(*of: Any) -> None:
-        rows.append(row(*of))
-        sys.stderr.write(f"{rows[-1]}\n")
-
+    combinations += [("dhe", "octet", size, "zipf") for size in SIZES]
+    rows: dict[Any, dict[str, Any]] = {
+        what: dict(zip(("table", "protocol", "ids", "keys"), what, strict=True)) for what in combinations
+    }
+    peaks = {}
     with server(folder / "store", "off") as url:
-        for what in (*combinations, *dhe):
+        for what, row in rows.items():
             peak = peaks[what] = capacity(url, *what, seconds=seconds / 2)
-            note(what, "off", "idle", peak, at_half(url, *what, rate=HALF * peak, seconds=seconds))
-            if what[0] == "item":
-                swap = Event(at=0.2, kind="publish", store=str(folder / "store"), table="item")
-                note(what, "off", "swap", peak, at_half(url, *what, rate=HALF * peak, seconds=seconds + 2, event=swap))
+            swap = Event(at=0.2, kind="publish", store=str(folder / "store"), table=what[0])
+            row["requests/s"] = f"{peak:,.0f}"
+            row["idle us"] = times(at_half(url, *what, rate=HALF * peak, seconds=seconds))
+            row["swap us"] = times(at_half(url, *what, rate=HALF * peak, seconds=seconds + 1, event=swap))
+            sys.stderr.write(f"{row}\n")
     with server(folder / "store", "on") as url:
-        for what in (*combinations, *dhe):
-            rate = HALF * peaks[what]
+        for what, row in rows.items():
             forget(url, what[0])
-            note(what, "cold", "idle", 0.0, at_half(url, *what, rate=rate, seconds=seconds))
-            peak = capacity(url, *what, seconds=seconds / 2)
-            note(what, "hot", "idle", peak, at_half(url, *what, rate=rate, seconds=seconds))
-    return rows
+            row["cold us"] = times(at_half(url, *what, rate=HALF * peaks[what], seconds=seconds))
+            row["hot requests/s"] = f"{capacity(url, *what, seconds=seconds / 2):,.0f}"
+            row["hot us"] = times(at_half(url, *what, rate=HALF * peaks[what], seconds=seconds))
+            sys.stderr.write(f"{row}\n")
+    return list(rows.values())
 
 
 def main() -> None:
