@@ -134,16 +134,16 @@ class LookupProtocol(HttpToolsProtocol):
         """Called about once a second: end what has been idle, arriving or unread for too long."""
         limits = self.app.limits
         if self.lingers_until is not None:
-            if now > self.lingers_until:
+            if now > self.lingers_until and self._num_unsent() == 0:
                 self.transport.abort()
-            return
-        if self.receiving_since is not None and self.flow.read_paused:
+        elif self.receiving_since is not None and self.flow.read_paused:
             self.receiving_since = now  # it is us who do not listen
         elif self.receiving_since is not None and now - self.receiving_since > limits.request_seconds:
             self._fail(408, f"the request did not arrive within {limits.request_seconds:g} seconds")
         elif self.idle_since is not None and now - self.idle_since > limits.keepalive_seconds:
             self.transport.close()
-        left = self._num_unsent()
+        waits = self.lingers_until is not None or self.transport.get_write_buffer_size() > 0
+        left = self._num_unsent() if waits else 0
         if left == 0:
             self._unsent = None
         elif self._unsent is None or self._unsent[0] != self.num_replies or self._unsent[1] - left >= LEAST_TAKEN:
@@ -152,10 +152,8 @@ class LookupProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _num_unsent(self) -> int:
-        """Bytes that the client has not taken, here and in the kernel; 0 where nothing waits here."""
+        """Bytes that the client has not taken, here and in the kernel."""
         waiting: int = self.transport.get_write_buffer_size()
-        if waiting == 0:
-            return 0
         queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
         return waiting + int.from_bytes(queued, sys.byteorder)
 
@@ -394,7 +392,7 @@ class LookupProtocol(HttpToolsProtocol):
         app.gate.send(self, (head, *body), len(head) + size, reply.lease)
         if not exchange.keep_alive:
             app.gate.flush()
-            self._close(whole=exchange.complete)
+            self._close(whole=exchange.complete and not app.draining)  # or what it sent on would be read by nobody
             return
         self.idle_since = time.monotonic()
         if self.pipeline or self.flow.read_paused or self.ending or self.failed:
@@ -457,7 +455,7 @@ class LookupProtocol(HttpToolsProtocol):
         self._close(whole=False)
 
     def _close(self, *, whole: bool) -> None:
-        """End the connection; while a request still arrives, closing would reset it, so hang up and hear it out."""
+        """End the connection. Closing while bytes arrive would reset it, and lose replies: hang up, and hear it out."""
         if whole or not self.transport.can_write_eof():
             self.transport.close()
         elif self.lingers_until is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -13,6 +14,9 @@ SEED = 20260731
 
 # Several processes test at once; with threads of its own in each, torch would wait for its cores, spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job in the background, and in what it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("embstore", derandomize=True, deadline=None)
 settings.load_profile("embstore")
