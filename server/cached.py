@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Protocol
+from weakref import WeakMethod
 
 import numpy as np
 import structlog
@@ -59,6 +60,17 @@ class Elsewhere(Protocol):
         """Something in a thread."""
 
 
+def _weakly(method: Callable[[str, str], None]) -> Callable[[str, str], None]:
+    """The method without a hold on its object: in a cycle a table that is served no longer would keep its memory."""
+    reference = WeakMethod(method)
+
+    def call(batch: str, choice: str) -> None:
+        if (found := reference()) is not None:
+            found(batch, choice)
+
+    return call
+
+
 class CachedTable:
     """A table to fetch from. The loader makes it, `warm`s it and swaps it in; then the event loop fetches."""
 
@@ -79,7 +91,7 @@ class CachedTable:
         self._ready = self._making = False
         self._make_at = 0.0
         lookups.add_table(table.name)
-        self.policy = CachePolicy(mode, redis=redis is not None, changed=self._chosen)
+        self.policy = CachePolicy(mode, redis=redis is not None, changed=_weakly(self._chosen))
         if not self._off:
             self._measure()
             self._fit_tier()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import signal
 import socket
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -20,6 +24,8 @@ from serving import ServerProcess, serving
 
 import embstore
 from embstore.publish import Store
+from server.app import create_app
+from server.settings import Settings
 
 NUM, DIM = 200, 8
 
@@ -329,3 +335,34 @@ def test_a_signal_drains_and_ends_with_zero(tmp_path: Path, sig: signal.Signals)
             assert len(statuses) > before
         assert set(statuses) == {200}  # SIGINT waits for nobody who connects at the last moment, SIGTERM does
     assert "stopped" in [event["event"] for event in server.events()]
+
+
+@pytest.mark.parametrize("cache", ["off", "on"])
+def test_a_version_that_was_replaced_leaves_memory_at_once(tmp_path: Path, cache: Literal["off", "on"]) -> None:
+    """Nothing goes in circles around a table: freeing it needs no collector, which stops requests while it looks."""
+    store = embstore.open_store(tmp_path / "store")
+    store.publish("item", np.zeros((5000, 8), np.float32))
+    settings = Settings(store=tmp_path / "store", poll_seconds=0.05, keep_versions=1, cache=cache)
+    tables = create_app(settings).street.tables
+    collects = gc.isenabled()
+    gc.disable()
+    tables.start()
+    try:
+        wait_for(lambda: "item" in tables.snapshot.latest)
+        replaced = weakref.ref(tables.snapshot.latest["item"])
+        version = store.publish("item", np.ones((5000, 8), np.float32))
+        wait_for(lambda: tables.snapshot.latest["item"].version == version)
+        wait_for(lambda: replaced() is None)
+    finally:
+        tables.stop()
+        gc.unfreeze()
+        if collects:
+            gc.enable()
+
+
+def wait_for(ready: Callable[[], bool]) -> None:
+    """Until it is so."""
+    end = time.monotonic() + 30
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.02)
