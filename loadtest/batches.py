@@ -33,11 +33,6 @@ class Batches:
         raise ScenarioError(f"batch.kind must be fixed, uniform, lognormal or choice, got {batch.kind!r}")
 
 
-def batch_sizes(batch: Batch, seed: int | list[int]) -> Batches:
-    """The sizes of requests, one after the other."""
-    return Batches(batch, seed)
-
-
 def largest(batch: Batch) -> int:
     """The most ids that a request may have."""
     return {"fixed": batch.size, "choice": max(batch.sizes, default=1)}.get(batch.kind, batch.most)

@@ -33,13 +33,21 @@ class Calibration:
     floor_us: float
 
 
-def calibrate(scenario: Scenario, *, seconds: float = SECONDS, stop: threading.Event | None = None) -> Calibration:
+def calibrate(
+    scenario: Scenario,
+    *,
+    seconds: float = SECONDS,
+    stop: threading.Event | None = None,
+    num_ids: Mapping[str, int] | None = None,
+) -> Calibration:
     """Run the scenario's requests in a closed loop, with its engine and processes, on a server that sends replies which
     the real one gave; LoadError when that gives none. The server that does nothing speaks plain HTTP on loopback.
 
     stop: once set, this ends with KeyboardInterrupt: half a calibration is none.
+    num_ids: of every table that is asked for; without it the server is asked.
     """
-    num_ids = ask_tables(scenario)
+    if num_ids is None:
+        num_ids = ask_tables(scenario)
     replies = _replies(scenario, num_ids)
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(_idle_server(replies)) for _ in range(scenario.processes)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -155,7 +155,7 @@ def _run(scenario: Scenario, interrupt: Interrupts, repeat: int, calibrate: bool
     from loadtest.target import ask_tables
 
     num_ids = ask_tables(scenario)
-    ceiling = _ceiling(scenario, json) if calibrate else 0.0
+    ceiling = _ceiling(scenario, num_ids, json) if calibrate else 0.0
     results: list[Result] = []
     failure = ""
     with interrupt.held():
@@ -193,7 +193,7 @@ def _search(scenario: Scenario, slo: Sequence[str], interrupt: Interrupts, out: 
     conditions = whole_slo([parse(text) for text in slo])
     peak_rate(scenario)
     num_ids = ask_tables(scenario)
-    ceiling = _ceiling(scenario, json)
+    ceiling = _ceiling(scenario, num_ids, json)
 
     def run_once(at: Scenario) -> Result:
         with make_live(at, silent=json) as live:
@@ -264,11 +264,11 @@ def report(
         raise typer.Exit(_judge(results))
 
 
-def _ceiling(scenario: Scenario, json: bool) -> float:
+def _ceiling(scenario: Scenario, num_ids: Mapping[str, int], json: bool) -> float:
     from loadtest.calibrate import calibrate
 
     _note("calibrating: what the generator can do on a server that does nothing", json)
-    found = calibrate(scenario)
+    found = calibrate(scenario, num_ids=num_ids)
     _note(f"at most {found.ceiling:,.0f} requests/s, at least {found.floor_us:,.0f} us each", json)
     return found.ceiling
 

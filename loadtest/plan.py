@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
-DRAWN = 1024
-"""Due times made at once: a pause too short to matter."""
+from loadtest.scenario import Phase, Scenario
+from loadtest.schedule import due_offsets
 
 
 class LoadError(Exception):
@@ -58,15 +57,6 @@ class Plan:
 def due_times(plan: Plan, begin: int, end: int) -> Iterator[int]:
     """Due times in nanoseconds from `begin` until before `end`: even, the first at once, or a Poisson process."""
     assert plan.rate is not None
-    gap, rng = 1e9 / plan.rate, np.random.default_rng(plan.seed)
-    last, count = float(begin), 0
-    while True:
-        if plan.arrivals == "constant":
-            times = begin + gap * np.arange(count, count + DRAWN)
-        else:
-            times = last + np.cumsum(rng.exponential(gap, DRAWN))
-        for due in times.astype(np.int64).tolist():
-            if due >= end:
-                return
-            yield due
-        last, count = float(times[-1]), count + DRAWN
+    arrivals: Any = plan.arrivals
+    whole = Phase(seconds=(end - begin) / 1e9, rate=plan.rate)
+    return (begin + offset for offset in due_offsets(Scenario(phases=(whole,), arrivals=arrivals, seed=plan.seed)))

@@ -10,7 +10,15 @@ from loadtest.tally import HISTOGRAMS, Tally
 BUSY = 0.95
 """A closed loop that takes more of its core than this may be what limits the throughput."""
 LAG_NS, LAG_SHARE = 200_000, 0.1
-"""An open loop whose p99 of lag is above both, a time and a share of the p99 latency, adds to what it measures."""
+"""Lag above both, a time and a share of the latency by the same percentile, adds to what is measured."""
+
+
+def lateness(tally: Tally, percent: float) -> tuple[str, str] | None:
+    """This percentile of lag and latency, for people, of a generator that was late by it; None where it was not."""
+    lag, latency = tally.lag.percentile(percent), tally.latency.percentile(percent)
+    if lag <= LAG_NS or lag <= LAG_SHARE * latency:
+        return None
+    return f"{lag / 1e6:.2f} ms", f"{latency / 1e6:.2f} ms"
 
 
 @dataclass(kw_only=True)
@@ -48,11 +56,8 @@ class Report(Tally):
             if self.busy <= BUSY:
                 return None
             return f"the generator used {self.busy:.0%} of its core: the server may do more than this"
-        lag, latency = self.lag.percentile(99), self.latency.percentile(99)
-        if lag <= LAG_NS or lag <= LAG_SHARE * latency:
-            return None
-        late, whole = f"{lag / 1e6:.2f} ms", f"{latency / 1e6:.2f} ms"
-        return f"the generator was late itself: p99 of its lag is {late}, of the latency {whole}"
+        late = lateness(self, 99)
+        return late and f"the generator was late itself: p99 of its lag is {late[0]}, of the latency {late[1]}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, histograms whole, and the figures that people ask for first; `from_json` reads it back."""

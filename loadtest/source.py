@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.batches import batch_sizes, largest
+from loadtest.batches import Batches, largest
 from loadtest.keys import KeyStream, ReplayKeys, key_stream
 from loadtest.requests import Prepared, prepare
 from loadtest.scenario import Ask, Scenario, ScenarioError
@@ -73,7 +73,7 @@ class _Stream:
         replay = ask.keys.kind == "replay"
         self.live = replay or (ask.keys.kind == "hot" and ask.keys.drift > 0)
         # shares of a recording have sizes in common: see ReplayKeys
-        self.sizes = batch_sizes(ask.batch, [seed, 0 if replay else share, at, 0xBA7])
+        self.sizes = Batches(ask.batch, [seed, 0 if replay else share, at, 0xBA7])
         self.keys: list[KeyStream] = []
         for place, table in enumerate(ask.tables):
             num_ids = ask.keys.num_ids or num_ids_by_table.get(table, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from loadtest.report import BUSY, LAG_NS, LAG_SHARE
+from loadtest.report import BUSY, lateness
 from loadtest.result import Result
 
 ENOUGH = 10_000
@@ -19,12 +19,9 @@ def doubts(result: Result, parts: Sequence[dict[str, Any]]) -> list[str]:
     """Why a result is invalid, one line each; `parts` are what the generator processes reported."""
     found, total, scenario = [], result.total(), result.scenario
     for percent in (99, 99.9) if total.lag.num >= ENOUGH else (99,):
-        lag, latency = total.lag.percentile(percent), total.latency.percentile(percent)
-        if lag > max(LAG_NS, LAG_SHARE * latency):
-            found.append(
-                f"the generator was late itself: p{percent:g} of its lag is {lag / 1e6:.2f} ms, "
-                f"p{percent:g} of the latency {latency / 1e6:.2f} ms"
-            )
+        if late := lateness(total, percent):
+            name, (lag, latency) = f"p{percent:g}", late
+            found.append(f"the generator was late itself: {name} of its lag is {lag}, {name} of the latency {latency}")
             break
     if result.generator.busy > BUSY:
         found.append(f"a generator process used {result.generator.busy:.0%} of its core; {ADVICE}")

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakMethod
 
 import numpy as np
@@ -58,6 +58,24 @@ class Elsewhere(Protocol):
 
     def do(self, work: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
         """Something in a thread."""
+
+
+class _Misses(NamedTuple):
+    """What the tier did not have of one lookup: `missed` places of the reply, filled from `rows_M`."""
+
+    tier: HotTier
+    resolved: Resolved
+    missed: Rows
+    vectors_BD: Floats
+    rows_M: Rows
+    inverse: Rows | None
+    """Which of `rows_M` each place is; None: the rows are one for each place."""
+
+    def fill(self, found_MD: Floats) -> Fetched:
+        """The whole lookup, and a tier that knows more, by the vectors of `rows_M`."""
+        self.tier.put(self.rows_M, found_MD)
+        self.vectors_BD[self.missed] = found_MD if self.inverse is None else found_MD[self.inverse]
+        return Fetched(self.vectors_BD, self.resolved.found_B, self.resolved.missing)
 
 
 def _weakly(method: Callable[[str, str], None]) -> Callable[[str, str], None]:
@@ -160,58 +178,37 @@ class CachedTable:
         table = self.table
         resolved, missed, num_hits = self._take(tier, keys, on_missing, vectors_BD)
         if len(missed):
-            rows_M, inverse = self._different(resolved.rows_B, missed)
+            misses = self._misses(tier, resolved, missed, vectors_BD)
+            rows_M = misses.rows_M
             if choice == REDIS and self._redis is not None and self._redis.available():
-                return self._through_redis(tier, resolved, vectors_BD, missed, rows_M, inverse, watch)
+                return self._through_redis(misses, watch)
             if len(rows_M) > self._elsewhere.inline_limit(table):
-                return self._later(
-                    tier, resolved, vectors_BD, missed, rows_M, inverse, began if watch else None, num_hits
-                )
+                return self._later(misses, began if watch else None, num_hits)
             computed = _computed(table, rows_M)
-            self._fill(tier, vectors_BD, missed, rows_M, inverse, computed)
+            misses.fill(computed)
             if choice == REDIS and self._redis is not None:
                 self._redis.put_soon(table, rows_M, computed)
         if watch and choice != REDIS:
             self.policy.observe(choice, len(keys), time.perf_counter() - began, num_hits)
         return Fetched(vectors_BD, resolved.found_B, resolved.missing)
 
-    async def _later(
-        self,
-        tier: HotTier,
-        resolved: Resolved,
-        vectors_BD: Floats,
-        missed: Rows,
-        rows_M: Rows,
-        inverse: Rows | None,
-        began: float | None,
-        num_hits: int,
-    ) -> Fetched:
+    async def _later(self, misses: _Misses, began: float | None, num_hits: int) -> Fetched:
         """The misses are many, or dear: computed in a thread while the event loop goes on."""
-        computed = await self._elsewhere.do(_computed, self.table, rows_M)
-        self._fill(tier, vectors_BD, missed, rows_M, inverse, computed)
+        fetched = misses.fill(await self._elsewhere.do(_computed, self.table, misses.rows_M))
         if began is not None:
-            self.policy.observe(LOCAL, len(vectors_BD), time.perf_counter() - began, num_hits)
-        return Fetched(vectors_BD, resolved.found_B, resolved.missing)
+            self.policy.observe(LOCAL, len(misses.vectors_BD), time.perf_counter() - began, num_hits)
+        return fetched
 
-    async def _through_redis(
-        self,
-        tier: HotTier,
-        resolved: Resolved,
-        vectors_BD: Floats,
-        missed: Rows,
-        rows_M: Rows,
-        inverse: Rows | None,
-        watch: bool,
-    ) -> Fetched:
+    async def _through_redis(self, misses: _Misses, watch: bool) -> Fetched:
         assert self._redis is not None
-        table, redis = self.table, self._redis
+        table, redis, rows_M = self.table, self._redis, misses.rows_M
         found_MD = np.empty((len(rows_M), table.embedding_dim), np.float32)
         began = time.perf_counter()
         hits_M = await redis.get(table, rows_M, found_MD)
         num_hits = int(np.count_nonzero(hits_M))
         if watch:
             seconds = time.perf_counter() - began
-            self.policy.observe(REDIS, len(vectors_BD), seconds, num_hits, asked=len(rows_M))
+            self.policy.observe(REDIS, len(misses.vectors_BD), seconds, num_hits, asked=len(rows_M))
         if num_hits < len(rows_M):
             rest = np.flatnonzero(~hits_M)
             rows = rows_M[rest]
@@ -221,15 +218,14 @@ class CachedTable:
                 computed = _computed(table, rows)
             found_MD[rest] = computed
             redis.put_soon(table, rows, computed)
-        self._fill(tier, vectors_BD, missed, rows_M, inverse, found_MD)
-        return Fetched(vectors_BD, resolved.found_B, resolved.missing)
+        return misses.fill(found_MD)
 
     def _whole(self, tier: HotTier, keys: Keys, on_missing: str, vectors_BD: Floats) -> Fetched:
         """A very large lookup, in a thread of its own; Redis is not asked for thousands of rows."""
         resolved, missed, _ = self._take(tier, keys, on_missing, vectors_BD)
         if len(missed):
-            rows_M, inverse = self._different(resolved.rows_B, missed)
-            self._fill(tier, vectors_BD, missed, rows_M, inverse, _computed(self.table, rows_M))
+            misses = self._misses(tier, resolved, missed, vectors_BD)
+            misses.fill(_computed(self.table, misses.rows_M))
         return Fetched(vectors_BD, resolved.found_B, resolved.missing)
 
     def _take(self, tier: HotTier, keys: Keys, on_missing: str, vectors_BD: Floats) -> tuple[Resolved, Rows, int]:
@@ -243,19 +239,13 @@ class CachedTable:
             self._lookups.cache_count(self.table.name, "local", "miss", len(missed))
         return resolved, missed, num_hits
 
-    def _different(self, rows_B: Rows, missed: Rows) -> tuple[Rows, Rows | None]:
-        """The rows to compute, each once where that saves time, and which of them each miss is."""
-        rows_M = rows_B if len(missed) == len(rows_B) else rows_B[missed]
+    def _misses(self, tier: HotTier, resolved: Resolved, missed: Rows, vectors_BD: Floats) -> _Misses:
+        """What is to be computed: each row once where that saves time."""
+        rows_B = resolved.rows_B
+        rows_M, inverse = rows_B if len(missed) == len(rows_B) else rows_B[missed], None
         if len(missed) >= LEAST_UNIQUE and self.policy.expected(len(missed)) > len(missed) * UNIQUE_SECONDS:
-            return np.unique(rows_M, return_inverse=True)
-        return rows_M, None
-
-    @staticmethod
-    def _fill(
-        tier: HotTier, vectors_BD: Floats, missed: Rows, rows_M: Rows, inverse: Rows | None, found_MD: Floats
-    ) -> None:
-        tier.put(rows_M, found_MD)
-        vectors_BD[missed] = found_MD if inverse is None else found_MD[inverse]
+            rows_M, inverse = np.unique(rows_M, return_inverse=True)
+        return _Misses(tier, resolved, missed, vectors_BD, rows_M, inverse)
 
     def _chosen(self, batch: str, choice: str) -> None:
         """The policy has changed its mind: show it, and take or give back the tier's memory."""

@@ -11,10 +11,11 @@ taken: a table that is called `embstore` too has its own lookups under /v1 and i
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Container, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from inspect import isawaitable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -41,6 +42,7 @@ from server.problems import clip
 from server.request import Reply, Request
 from server.tables import Snapshot
 
+T = TypeVar("T")
 MANY = "embstore"
 """Name of the model that is all tables together."""
 IDS, OFFSETS, WEIGHTS, EMBEDDINGS, FOUND = "ids", "offsets", "weights", "embeddings", "found"
@@ -112,21 +114,8 @@ class Inference:
             fetched = self._service.lookup(table, part.keys, part.on_missing, out)
         else:
             lent, fetched = None, self._service.lookup_bags(table, part.keys, part.on_missing, part.bags)
-        if isinstance(fetched, Fetched):
-            return self._reply(request, asked, part, outputs, dtypes, fetched, lent)
-        return self._reply_later(request, asked, part, outputs, dtypes, fetched, lent)
-
-    async def _reply_later(
-        self,
-        request: Request,
-        asked: InferRequest,
-        part: _Part,
-        outputs: list[Asked],
-        dtypes: list[str],
-        fetched: Awaitable[Fetched],
-        lent: Any,
-    ) -> Reply:
-        return self._reply(request, asked, part, outputs, dtypes, await fetched, lent)
+        answer = partial(self._reply, request, asked, part, outputs, dtypes, lent)
+        return answer(fetched) if isinstance(fetched, Fetched) else _later(answer, fetched)
 
     def _reply(
         self,
@@ -135,8 +124,8 @@ class Inference:
         part: _Part,
         outputs: list[Asked],
         dtypes: list[str],
-        fetched: Fetched,
         lent: Any,
+        fetched: Fetched,
     ) -> Reply:
         request.check_deadline()
         encoded = [
@@ -179,9 +168,8 @@ class Inference:
         except Exception:
             abandon(fetched)
             raise
-        if any(map(isawaitable, fetched)):
-            return self._many_later(request, asked, release, parts, outputs, dtypes, fetched)
-        return self._encode_many(request, asked, release, parts, outputs, dtypes, fetched)
+        answer = partial(self._encode_many, request, asked, release, parts, outputs, dtypes)
+        return _later(answer, all_of(fetched)) if any(map(isawaitable, fetched)) else answer(fetched)
 
     def _fetches(self, parts: Any) -> Iterator[Fetched | Awaitable[Fetched]]:
         """Each table's vectors, or what to wait for."""
@@ -190,18 +178,6 @@ class Inference:
                 yield self._service.lookup(part.table, part.keys, part.on_missing)
             else:
                 yield self._service.lookup_bags(part.table, part.keys, part.on_missing, part.bags)
-
-    async def _many_later(
-        self,
-        request: Request,
-        asked: InferRequest,
-        release: str | None,
-        parts: Mapping[str, _Part],
-        outputs: list[Asked],
-        dtypes: list[str],
-        fetched: list[Any],
-    ) -> Reply:
-        return self._encode_many(request, asked, release, parts, outputs, dtypes, await all_of(fetched))
 
     def _encode_many(
         self,
@@ -252,6 +228,11 @@ class Inference:
     def _count(self, request: Request, part: _Part, fetched: Fetched) -> None:
         seconds = time.perf_counter() - request.began
         self._lookups.count(part.table.name, PROTOCOL, seconds, len(part.keys), fetched.missing)
+
+
+async def _later(answer: Callable[[T], Reply], fetched: Awaitable[T]) -> Reply:
+    """The reply, once what it needs was looked up."""
+    return answer(await fetched)
 
 
 def _part(asked: InferRequest, table: Table, name: str, prefix: str) -> _Part:

@@ -103,7 +103,7 @@ def run_workers(settings: Settings, listener: socket.socket) -> int:
         )
     settings = settings.model_copy(update={"device": "cpu"})
 
-    _import_everything()
+    import_everything()
     gc.collect()
     gc.freeze()
     stop_seconds = settings.drain_seconds + settings.shutdown_seconds + STOP_SECONDS
@@ -131,7 +131,7 @@ def _shared_redis(settings: Settings) -> Iterator[Settings]:
         valkey.stop()
 
 
-def _import_everything() -> None:
+def import_everything() -> None:
     """Whatever a worker would import, compiled loops included: once, and in memory that all of them share."""
     import embstore.kernels
     import embstore.schemes

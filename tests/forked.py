@@ -107,9 +107,9 @@ def _parent() -> _Parent:
 
 def main() -> None:
     """Fork when told to on stdin, say so and who has ended on stdout."""
-    from server.run import _import_everything
+    from server.run import import_everything
 
-    _import_everything()
+    import_everything()
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import embstore
 from embstore import schemes
 from embstore.table import Fetched, Table
 from server import batcher
-from server.batcher import compose_joined
+from server.batcher import Joiner, compose_joined
 
 N, D = 200, 8
 MODULES: dict[str, Callable[[], Any]] = {
@@ -88,3 +89,17 @@ def same(got: Fetched, expected: Fetched) -> bool:
         got.found_B is None or np.array_equal(got.found_B, expected.found_B)  # type: ignore[arg-type]
     )
     return found and got.missing == expected.missing and got.vectors_BD.tobytes() == expected.vectors_BD.tobytes()
+
+
+@contextmanager
+def joiners() -> Iterator[Callable[..., Joiner]]:
+    """Makes joiners, and closes them at the end."""
+    made: list[Joiner] = []
+
+    def make(**options: Any) -> Joiner:
+        made.append(Joiner(**options))
+        return made[-1]
+
+    yield make
+    for joiner in made:
+        joiner.close()

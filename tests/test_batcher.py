@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from joining import Counts, D, Gate, N, outcomes, published, run, same
+from joining import Counts, D, Gate, N, joiners, outcomes, published, run, same
 
 import embstore
 from embstore import device as device_module
@@ -51,15 +50,8 @@ def counts() -> Counts:
 @pytest.fixture
 def made() -> Iterator[Callable[..., Joiner]]:
     """Makes joiners that are closed afterwards."""
-    joiners: list[Joiner] = []
-
-    def make(**options: Any) -> Joiner:
-        joiners.append(Joiner(**options))
-        return joiners[-1]
-
-    yield make
-    for joiner in joiners:
-        joiner.close()
+    with joiners() as make:
+        yield make
 
 
 @pytest.fixture

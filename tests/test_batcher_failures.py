@@ -8,11 +8,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import pytest
-from joining import Gate, N, outcomes, published, run, same
+from joining import Gate, N, joiners, outcomes, published, run, same
 
 import embstore
 from embstore.errors import ConfigError, DeviceFailed, Draining, IdOutOfRange, NotReady, Overloaded
@@ -36,15 +35,8 @@ def place(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def made() -> Iterator[Callable[..., Joiner]]:
     """Makes joiners that are closed afterwards."""
-    joiners: list[Joiner] = []
-
-    def make(**options: Any) -> Joiner:
-        joiners.append(Joiner(**options))
-        return joiners[-1]
-
-    yield make
-    for joiner in joiners:
-        joiner.close()
+    with joiners() as make:
+        yield make
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import inspect
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -26,7 +26,9 @@ from embstore.errors import ConfigError, IdOutOfRange
 from embstore.ids import Vocabulary
 from embstore.table import Fetched, Table
 from server.breaker import Breaker
+from server.cache_policy import LOCAL
 from server.cached import CachedTable
+from server.lookup import LookupService
 from server.redis_tier import RedisTier
 
 TIER_BYTES = 1 << 20
@@ -212,6 +214,45 @@ def test_repeated_rows_of_an_expensive_scheme_are_computed_once(monkeypatch: pyt
     check_same(got, table, keys)
 
 
+class Dear(LookupService):
+    """A table of which more than four ids take too long for the event loop."""
+
+    def inline_limit(self, table: Table) -> int:  # noqa: ARG002
+        return 4
+
+
+def test_misses_that_take_long_are_computed_in_a_thread() -> None:
+    """Whether such a lookup is timed or not: every row is right, and it was worth an await."""
+    table, elsewhere = full_table(), Dear(inline_ids=8192, num_threads=2)
+    cached = CachedTable(
+        table, mode="on", tier_bytes=TIER_BYTES, redis=None, lookups=Counts().lookups, elsewhere=elsewhere
+    )
+    cached.policy.choose = chosen(cached)  # type: ignore[method-assign]
+
+    async def main() -> int:
+        awaited = 0
+        for begin in range(0, 2000, 50):
+            keys = np.arange(begin, begin + 50)
+            fetched = cached.fetch(keys)
+            if inspect.isawaitable(fetched):
+                awaited += 1
+                fetched = await fetched
+            check_same(fetched, table, keys)
+        return awaited
+
+    assert asyncio.run(main()) > 30
+
+
+def chosen(cached: CachedTable) -> Callable[[int], str]:
+    """The tier, whatever is cheaper, and every other lookup is timed."""
+
+    def choose(num_ids: int) -> str:
+        cached.policy.watch = not cached.policy.watch
+        return LOCAL
+
+    return choose
+
+
 def test_threads_fetch_at_once_and_all_get_the_right_rows() -> None:
     """Several threads over one tier that is too small for all rows."""
     table = dhe_table()
@@ -232,7 +273,7 @@ def test_threads_fetch_at_once_and_all_get_the_right_rows() -> None:
 async def through(cached: CachedTable, keys: Any, on_missing: str = "zero") -> Fetched:
     """Fetch, waiting where it has to."""
     fetched = cached.fetch(keys, on_missing)
-    got = await fetched if inspect.isawaitable(fetched) else fetched
+    got = await fetched if inspect.inspect.isawaitable(fetched) else fetched
     assert isinstance(got, Fetched)
     return got
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from loadtest import scatter
-from loadtest.batches import batch_sizes
+from loadtest.batches import Batches
 from loadtest.keys import key_stream
 from loadtest.scatter import Scatter
 from loadtest.scenario import Batch, Keys, ScenarioError
@@ -234,8 +234,8 @@ def test_a_file_that_is_no_parquet_is_told(tmp_path: Path) -> None:
 )
 def test_sizes_are_distributed_as_said(batch: Batch, least: int, most: int, mean: float) -> None:
     """Sizes lie within their bounds, around their mean, and are the same for the same seed."""
-    sizes = batch_sizes(batch, 3).draw(50_000)
+    sizes = Batches(batch, 3).draw(50_000)
     assert sizes.dtype == np.int64
     assert least <= sizes.min() <= sizes.max() <= most
     assert sizes.mean() == pytest.approx(mean, rel=0.02)
-    np.testing.assert_array_equal(sizes, batch_sizes(batch, 3).draw(50_000))
+    np.testing.assert_array_equal(sizes, Batches(batch, 3).draw(50_000))

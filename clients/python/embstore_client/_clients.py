@@ -15,8 +15,8 @@ import httpx
 
 from . import _protocol
 from ._attempts import Attempt, Attempts, EachAddress, Traffic, late, reason_of
-from ._deadline import Deadline
-from ._errors import ConnectionFailed, EmbstoreError, NotReady, ProtocolError, Timeout
+from ._deadline import Deadline, GivenUp
+from ._errors import ConnectionFailed, NotReady, ProtocolError, Timeout
 from ._near_cache import NearCache
 from ._observe import Observer
 from ._options import check_on_missing
@@ -133,9 +133,13 @@ class Shared:
         headers = _protocol.fold_headers(response.headers.raw)
         return request.parse(Reply(response.status_code, headers, b"".join(chunks)))
 
-    def error_of(self, fault: Exception, attempt: Attempt, deadline: Deadline) -> EmbstoreError:
-        """A fault of the network as the error that the caller sees."""
+    def error_of(self, fault: Exception, attempt: Attempt, deadline: Deadline, *, closed: bool) -> Exception:
+        """A fault of the network as the error that the caller sees, `GivenUp` where no other attempt may follow."""
         url, why = attempt.address.url, str(fault) or type(fault).__name__
+        if closed:
+            return given_up_by_close()
+        if isinstance(fault, httpx.LocalProtocolError | httpcore.LocalProtocolError):
+            return GivenUp(ProtocolError(f"the request cannot be sent as HTTP: {fault}"))
         if isinstance(fault, httpx.TimeoutException | httpcore.TimeoutException | TimeoutError):
             if isinstance(fault, httpx.ConnectTimeout | httpcore.ConnectTimeout) and deadline.left() > 0:
                 return Timeout(f"no connection to {url} in time: {why}", timeout_s=deadline.timeout_s)
@@ -154,6 +158,11 @@ class Shared:
         """The client's repr; a key is not in it."""
         urls = self.base_urls[0] if len(self.base_urls) == 1 else list(self.base_urls)
         return f"{name}({urls!r}, timeout_s={self.timeout_s:g})"
+
+
+def given_up_by_close() -> GivenUp:
+    """What ends an attempt when its client is closed; where it was only part of a call that failed, nobody hears."""
+    return GivenUp(ConnectionFailed("the client was closed during the call"))
 
 
 def only(request: Request[T]) -> Plan[T]:

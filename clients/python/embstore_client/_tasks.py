@@ -10,9 +10,9 @@ import anyio
 import httpx
 
 from ._attempts import Attempt, Attempts
-from ._clients import FAULTS, Shared
+from ._clients import FAULTS, Shared, given_up_by_close
 from ._deadline import Deadline, GivenUp
-from ._errors import ConnectionFailed, EmbstoreError, ProtocolError, TooLarge
+from ._errors import EmbstoreError, TooLarge
 from ._plan import Plan
 from ._protocol import Request
 
@@ -169,7 +169,7 @@ class Tasks:
     async def _try(self, request: Request[T], attempt: Attempt, deadline: Deadline) -> T:
         shared, patience, chunks = self._shared, attempt.patience, []
         if self._closed:
-            raise GivenUp(_closed())
+            raise given_up_by_close()
         try:
             with anyio.fail_after(patience.left()) as scope:
                 self._under_way.add(scope)
@@ -184,15 +184,7 @@ class Tasks:
                 finally:
                     self._under_way.discard(scope)
         except (*FAULTS, TimeoutError) as fault:
-            if self._closed:
-                raise GivenUp(_closed()) from fault
-            if isinstance(fault, httpx.LocalProtocolError):
-                raise GivenUp(ProtocolError(f"the request cannot be sent as HTTP: {fault}")) from fault
-            raise shared.error_of(fault, attempt, deadline) from fault
+            raise shared.error_of(fault, attempt, deadline, closed=self._closed) from fault
         if scope.cancelled_caught:
-            raise GivenUp(_closed())
+            raise given_up_by_close()
         return shared.parse(request, response, chunks)
-
-
-def _closed() -> ConnectionFailed:
-    return ConnectionFailed("the client was closed during the call")

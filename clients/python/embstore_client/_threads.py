@@ -9,13 +9,12 @@ from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-import httpcore
 import httpx
 
 from ._attempts import Attempt, Attempts
-from ._clients import FAULTS, Shared
+from ._clients import FAULTS, Shared, given_up_by_close
 from ._deadline import Deadline, GivenUp
-from ._errors import ConnectionFailed, EmbstoreError, ProtocolError, Timeout, TooLarge
+from ._errors import EmbstoreError, Timeout, TooLarge
 from ._plan import Plan
 from ._protocol import Request
 
@@ -203,7 +202,7 @@ class Threads:
         group.add(attempt)
         try:
             if patience.cancelled:
-                raise GivenUp(_closed())
+                raise given_up_by_close()
             response = self._transport.handle_request(shared.http_request(request, attempt))
             try:
                 for chunk in response.iter_bytes():
@@ -212,11 +211,7 @@ class Threads:
             finally:
                 response.close()
         except FAULTS as fault:
-            if patience.cancelled:
-                raise GivenUp(_closed()) from fault
-            if isinstance(fault, httpx.LocalProtocolError | httpcore.LocalProtocolError):
-                raise GivenUp(ProtocolError(f"the request cannot be sent as HTTP: {fault}")) from fault
-            raise shared.error_of(fault, attempt, deadline) from fault
+            raise shared.error_of(fault, attempt, deadline, closed=patience.cancelled) from fault
         finally:
             group.remove(attempt)
         return shared.parse(request, response, chunks)
@@ -226,10 +221,5 @@ class Threads:
             return pool.submit(copy_context().run, work, *arguments)
         except RuntimeError as error:
             if self._all.ended:
-                raise GivenUp(_closed()) from error
+                raise given_up_by_close() from error
             raise
-
-
-def _closed() -> ConnectionFailed:
-    """What a call raises; where it was only part of one that failed, nobody hears of it."""
-    return ConnectionFailed("the client was closed during the call")
