@@ -273,7 +273,7 @@ def test_threads_fetch_at_once_and_all_get_the_right_rows() -> None:
 async def through(cached: CachedTable, keys: Any, on_missing: str = "zero") -> Fetched:
     """Fetch, waiting where it has to."""
     fetched = cached.fetch(keys, on_missing)
-    got = await fetched if inspect.inspect.isawaitable(fetched) else fetched
+    got = await fetched if inspect.isawaitable(fetched) else fetched
     assert isinstance(got, Fetched)
     return got
 

@@ -7,37 +7,63 @@ table looks its golden ids up.
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from numba import njit, types
 
 log = logging.getLogger(__name__)
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 _LOCK = threading.Lock()
 _STORED_AS = {"f": types.float32, "h": types.int16, "H": types.uint16, "B": types.uint8, "b": types.int8}
 """numpy's character of a table's dtype -> what its elements are to numba; see embstore/quantize.py."""
 
 
-def compiled(*signatures: Any) -> Callable[[Callable[..., Any]], Any]:
+def compiled(*signatures: Any, nogil: bool = True) -> Callable[[Callable[..., Any]], Any]:
     """Decorator: the loop compiled for these signatures, without the GIL; division by zero is the caller's to avoid.
 
     numba keeps the code beside the source, or in NUMBA_CACHE_DIR, or in the user's cache. Where none of them can be
     written (a read-only container) every process compiles for itself, a second or so a loop.
     """
-    return lambda function: _compile(function, list(signatures))
+    return lambda function: _compile(function, list(signatures), nogil)
 
 
-def _compile(function: Callable[..., Any], signatures: list[Any]) -> Any:
+def _compile(function: Callable[..., Any], signatures: list[Any], nogil: bool = True) -> Any:
+    options: dict[str, Any] = {"nogil": nogil, "error_model": "numpy"}
     try:
-        return njit(signatures, cache=True, **_OPTIONS)(function)
-    except RuntimeError as error:
-        if "cannot cache" not in str(error):
-            raise
+        with _turn(
+            njit(cache=True, **options)(function).stats.cache_path, f"{function.__module__}.{function.__name__}"
+        ):
+            return njit(signatures, cache=True, **options)(function)
+    except (
+        Exception
+    ) as error:  # no place for the code, or what is there cannot be read; a fault of the loop comes again
         log.warning("%s is compiled without a cache: %s", function.__name__, error)
-        return njit(signatures, **_OPTIONS)(function)
+        return njit(signatures, **options)(function)
+
+
+@contextmanager
+def _turn(folder: str, name: str) -> Iterator[None]:
+    """One process at a time compiles a loop: numba's index of a function's code takes no two writers.
+
+    Both would take the next number for their file, and the index then gives one signature the other's code. Who waited
+    finds the code compiled. Without a lock file (a folder for reading only) nothing can be written, and none is needed.
+    """
+    try:
+        lock = os.open(os.path.join(folder, f"{name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+        yield
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        fcntl.flock(lock, fcntl.LOCK_UN)  # said, not left to close: a process forked meanwhile has the file open too
+        os.close(lock)
 
 
 class Kernel:

@@ -18,13 +18,11 @@ Callers pass few enough ids a call that nobody waits long for the GIL.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 from numba import njit, types
 
 from embstore.hashing import seed_offset
+from embstore.kernels.compiled import compiled
 from embstore.kernels.numba_rows import AHEAD, FLOATS, IDS, OUT, fetch, int64, mix, put_row, void
 from embstore.kernels.prefetch import prefetch
 
@@ -48,20 +46,6 @@ INT64S = types.Array(types.int64, 1, "C")
 CLOCK = INT64S
 """Ids taken so far, and how many of them are an epoch."""
 RANKS = types.Array(types.uint16, 1, "C")
-
-
-def _holding_the_gil(signature: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Decorator: `compiled`, but the loop keeps the GIL."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        try:
-            return njit([signature], cache=True, error_model="numpy")(function)
-        except RuntimeError as error:
-            if "cannot cache" not in str(error):
-                raise
-            return njit([signature], error_model="numpy")(function)
-
-    return decorate
 
 
 @njit(inline="always")
@@ -182,7 +166,7 @@ def _place(sets, s, row, hashed):
     return way
 
 
-@_holding_the_gil(int64(SETS, OUT, CLOCK, IDS, OUT, int64, int64, INT64S, int64))
+@compiled(int64(SETS, OUT, CLOCK, IDS, OUT, int64, int64, INT64S, int64), nogil=False)
 def take(sets, vectors, clock, rows, out, start, stop, misses, num_misses):
     """out[i] = the vector of rows[i] for i in [start, stop), or i goes to misses; returns how many are there now."""
     num_sets, epoch = sets.shape[0], clock[0] // clock[1]
@@ -211,7 +195,7 @@ def take(sets, vectors, clock, rows, out, start, stop, misses, num_misses):
     return num_misses
 
 
-@_holding_the_gil(void(SETS, OUT, CLOCK, IDS, FLOATS, int64, int64))
+@compiled(void(SETS, OUT, CLOCK, IDS, FLOATS, int64, int64), nogil=False)
 def put(sets, vectors, clock, rows, offered, start, stop):
     """Offer rows[i] and its vector for i in [start, stop); those that are there already are written again."""
     num_sets, epoch = sets.shape[0], clock[0] // clock[1]
@@ -232,7 +216,7 @@ def put(sets, vectors, clock, rows, offered, start, stop):
             ring[step % RING] = _ask(sets, num_sets, rows[step])
 
 
-@_holding_the_gil(int64(SETS, CLOCK, int64, int64, INT64S, RANKS))
+@compiled(int64(SETS, CLOCK, int64, int64, INT64S, RANKS), nogil=False)
 def rank(sets, clock, first, last, rows, ranks):
     """The rows that sets [first, last) hold, and how often each was taken, by counts that age; returns how many."""
     epoch, num_rows = clock[0] // clock[1], 0
