@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import tracemalloc
 from collections import OrderedDict
@@ -131,6 +132,17 @@ def test_use_allocates_nothing_that_stays() -> None:
         tracemalloc.stop()
     assert after - before < 300_000  # the flags of `serve` are 100,000 of it
     assert len(tier.hottest(10_000)) == 800
+
+
+def test_a_lookup_never_waits_for_the_system_to_give_memory() -> None:
+    """All of it is there once the tier is made: filling it for the first time causes no page fault in its memory."""
+    tier_of(8).put(np.arange(8), vectors_of(np.arange(8)))
+    tier, rows = tier_of(80_000, 256), np.arange(8_000)
+    vectors, out = vectors_of(rows, 256), np.zeros((1, 256), np.float32)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tier.put(rows, vectors)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 10
+    assert len(tier.take(rows[:1], out)) == 0
 
 
 @pytest.mark.parametrize("exponent", [0.8, 1.05])
