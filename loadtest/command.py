@@ -274,19 +274,20 @@ def _ceiling(scenario: Scenario, num_ids: Mapping[str, int], json: bool) -> floa
 
 
 def _judge(results: Sequence[Result]) -> int:
-    """1 when a condition holds in most of the runs that are valid, or when there is nothing to judge it by."""
+    """1 when a condition holds in most of the runs that can say so, or when too few of them can."""
     from loadtest.conditions import parse
+    from loadtest.validity import only_late
 
-    valid = [result for result in results if not result.invalid]
-    conditions = [parse(text) for text in results[0].scenario.fail_if]
-    if conditions and 2 * len(valid) <= len(results):
-        which = "the run is" if len(results) == 1 else f"{len(results) - len(valid)} of {len(results)} runs are"
-        reason = next(result.invalid[0] for result in results if result.invalid)
-        return _say(f"{which} invalid, so that conditions say nothing: {reason}")
     code = 0
-    for condition in conditions:
-        values = [condition.value(result) for result in valid]
-        held = [value for value in values if condition.met_by(value)]
+    for condition in map(parse, results[0].scenario.fail_if):
+        judged = [(result, condition.value(result)) for result in results]
+        valid = [v for result, v in judged if not result.invalid or (only_late(result) and condition.sure(v))]
+        if 2 * len(valid) <= len(results):
+            which = "the run is" if len(results) == 1 else f"{len(results) - len(valid)} of {len(results)} runs are"
+            reason = next(result.invalid[0] for result in results if result.invalid)
+            code = _say(f"{which} invalid, so that {condition} says nothing: {reason}")
+            continue
+        held = [value for value in valid if condition.met_by(value)]
         if 2 * len(held) > len(valid):
             of = f" in {len(held)} of {len(valid)} runs" if len(valid) > 1 else ""
             code = _say(f"failed, because {condition} holds{of}: {condition.describe(held[0])}")

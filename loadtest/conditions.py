@@ -70,6 +70,11 @@ class Condition:
         """Whether a figure is on that side of the limit."""
         return OPERATORS[self.op](value, self.limit)
 
+    def sure(self, bound: float) -> bool:
+        """Whether a figure is known to be on its side of the limit when latencies are upper bounds."""
+        found = _OF_TIME.fullmatch(self.metric)
+        return not found or found[1] is not None or self.met_by(bound) == self.op.startswith("<")
+
     def describe(self, value: float) -> str:
         """A figure in its unit: `p99 is 12.3 ms`."""
         return f"{self.metric} is " + ("infinite: no 2xx reply" if value == float("inf") else self._text(value, " "))

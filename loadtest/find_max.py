@@ -4,7 +4,8 @@ A rate keeps the SLO when more than half of its runs do. The search judges each 
 ends with two close rates, one that keeps the SLO and one that breaks it. Chance had a hand in choosing both, so fresh
 runs then decide how sure that is (`chance_kept`); an end that they do not confirm moves outwards. The limit lies in
 between, about where the fewest of all runs contradict it. Runs that are invalid are evidence of nothing, neither for
-the server nor against it.
+the server nor against it; but one whose only fault is a late generator keeps an SLO of latencies that it meets, since
+its lag is part of them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from loadtest.found import Found, Limit, Stage, Tried, Verdict, describe
 from loadtest.plan import LoadError
 from loadtest.result import Result
 from loadtest.scenario import Scenario, ScenarioError
+from loadtest.validity import only_late
 
 CONFIRMED = 0.95
 """A rate is confirmed when its fresh runs leave this probability: four of four, or six of seven."""
@@ -122,6 +124,13 @@ def at_rate(scenario: Scenario, rate: float, turn: int = 0) -> Scenario:
         for phase in scenario.phases
     )
     return replace(scenario, phases=phases, seed=scenario.seed + turn * scenario.processes)
+
+
+def _sure(pairs: Sequence[tuple[Condition, float]], verdict: Verdict) -> bool:
+    """Whether a verdict stands when latencies are upper bounds."""
+    if verdict == "kept":
+        return all(condition.sure(value) for condition, value in pairs)
+    return any(condition.sure(value) for condition, value in pairs if not condition.met_by(value))
 
 
 class _Ended(Exception):
@@ -268,7 +277,7 @@ class _Search:
         values = [condition.of(total, result.seconds) for condition in self.slo]
         pairs = list(zip(self.slo, values, strict=True))
         verdict: Verdict = "kept" if all(condition.met_by(value) for condition, value in pairs) else "broken"
-        if result.invalid:
+        if result.invalid and not (only_late(result) and _sure(pairs, verdict)):
             verdict = "unknown"
         tried = Tried(
             rate=rate,

@@ -9,6 +9,7 @@ from loadtest.tally import HISTOGRAMS, Tally
 
 BUSY = 0.95
 """A closed loop that takes more of its core than this may be what limits the throughput."""
+LATE = "the generator was late itself"
 LAG_NS, LAG_SHARE = 200_000, 0.1
 """Lag above both, a time and a share of the latency by the same percentile, adds to what is measured."""
 
@@ -57,7 +58,7 @@ class Report(Tally):
                 return None
             return f"the generator used {self.busy:.0%} of its core: the server may do more than this"
         late = lateness(self, 99)
-        return late and f"the generator was late itself: p99 of its lag is {late[0]}, of the latency {late[1]}"
+        return late and f"{LATE}: p99 of its lag is {late[0]}, of the latency {late[1]}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, histograms whole, and the figures that people ask for first; `from_json` reads it back."""

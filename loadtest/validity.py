@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from loadtest.report import BUSY, lateness
+from loadtest.report import BUSY, LATE, lateness
 from loadtest.result import Result
 
 ENOUGH = 10_000
@@ -21,7 +21,7 @@ def doubts(result: Result, parts: Sequence[dict[str, Any]]) -> list[str]:
     for percent in (99, 99.9) if total.lag.num >= ENOUGH else (99,):
         if late := lateness(total, percent):
             name, (lag, latency) = f"p{percent:g}", late
-            found.append(f"the generator was late itself: {name} of its lag is {lag}, {name} of the latency {latency}")
+            found.append(f"{LATE}: {name} of its lag is {lag}, {name} of the latency {latency}")
             break
     if result.generator.busy > BUSY:
         found.append(f"a generator process used {result.generator.busy:.0%} of its core; {ADVICE}")
@@ -38,6 +38,11 @@ def doubts(result: Result, parts: Sequence[dict[str, Any]]) -> list[str]:
     if paused := max((part["paused"] for part in parts), default=0.0):
         found.append(f"a generator process was held up for {paused:.1f} s")
     return found
+
+
+def only_late(result: Result) -> bool:
+    """Whether the one thing wrong with a run is that the generator was late: its latencies are then upper bounds."""
+    return bool(result.invalid) and all(reason.startswith(LATE) for reason in result.invalid)
 
 
 def _most_asked(result: Result) -> float:

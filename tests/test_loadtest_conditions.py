@@ -67,6 +67,24 @@ def test_a_condition_says_whether_it_holds(text: str, value: float, holds: bool)
 
 
 @pytest.mark.parametrize(
+    ("text", "bound", "sure"),
+    [
+        ("p99>10ms", 9e6, True),
+        ("p99>10ms", 11e6, False),
+        ("p99<10ms", 9e6, True),
+        ("p99<10ms", 11e6, False),
+        ("max<=10ms", 10e6, True),
+        ("mean>=10ms", 10e6, False),
+        ("lag_p99>1ms", 2e6, True),
+        ("error_rate>1%", 0.5, True),
+    ],
+)
+def test_an_upper_bound_below_the_limit_is_enough(text: str, bound: float, sure: bool) -> None:
+    """A latency that is known from above only is on the limit's lower side for sure, and never on its upper one."""
+    assert parse(text).sure(bound) is sure
+
+
+@pytest.mark.parametrize(
     "text", ["p99>10ms", "service_p99.9<=2s", "error_rate>0.1%", "goodput<500/s", "status_503>0", "lag_mean>=5us"]
 )
 def test_a_condition_reads_what_it_writes(text: str) -> None:

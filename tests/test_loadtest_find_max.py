@@ -14,6 +14,7 @@ from loadtest.find_max import Limits, at_rate, chance_kept, find_max, peak_rate,
 from loadtest.found import Found, table
 from loadtest.histogram import Histogram
 from loadtest.plan import LoadError
+from loadtest.report import LATE
 from loadtest.result import Generator, Result
 from loadtest.scenario import Ask, Keys, Phase, Scenario, ScenarioError
 from loadtest.tally import Tally
@@ -103,6 +104,30 @@ def test_what_is_invalid_is_no_evidence() -> None:
     invalid = [run for one in found for run in one.runs if run.verdict == "unknown"]
     assert invalid
     assert {run.reason for run in invalid} == {"the clock jumped"}
+
+
+def test_a_late_generator_is_evidence_for_the_server_and_not_against_it() -> None:
+    """Lag is a part of every latency: what is below the limit with it is below it without, and nothing else is said."""
+
+    def run(scenario: Scenario) -> Result:
+        rate = peak_rate(scenario)
+        return ran(scenario, 5.0 if rate < 300 else 15.0 if rate < 600 else 50.0, [LATE] if rate < 600 else [])
+
+    found = search(run)
+    assert {one.verdict for one in found.runs if one.rate < 300} == {"kept"}
+    assert {one.verdict for one in found.runs if 300 <= one.rate < 600} == {"unknown"}
+    assert (found.limit, found.high) == ("generator", None)
+    assert 0.9 * 300 < found.low < 300
+
+    def refusing(scenario: Scenario) -> Result:
+        result = ran(scenario, 5.0, [LATE])
+        for tally in result.tallies.values():
+            tally.statuses[503] = 50
+        return result
+
+    limits = Limits(least=50)
+    found = find_max(START, whole_slo(SLO), run=refusing, pause=no_pause, limits=limits)
+    assert {one.verdict for one in found.runs} == {"broken"}
 
 
 def test_a_limit_of_the_generator_is_said_to_be_that() -> None:
