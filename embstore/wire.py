@@ -1,4 +1,4 @@
-"""Vectors as the bytes of a reply: float32, float16, bfloat16, int8.
+"""Vectors as the bytes of a reply: float32, float16, bfloat16, int8, or JSON.
 
 Row-major and little-endian. float16 and bfloat16 are rounded to nearest even. An int8 row is its codes, then a float32
 scale and a float32 bias: what `embstore.quantize` stores, and FBGEMM. What is not float32 is finite, or DataError.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from embstore.errors import ConfigError, DataError
 from embstore.kernels import Loops
 
-numba_wire = Loops("numba_wire")
+numba_wire, numba_decimal = Loops("numba_wire"), Loops("numba_decimal")
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 _TOO_LARGE = {"float16": np.float32(65520.0), "bfloat16": np.float32(255.5 * 2.0**120)}
@@ -90,7 +90,20 @@ def decode_rows(data: bytes | bytearray | memoryview, dtype: str, embedding_dim:
     return vectors_BD
 
 
+def json_rows(vectors_BD: Floats, *, flat: bool = False) -> bytes:
+    """The vectors as a JSON array of arrays, or of all their numbers: each in the fewest digits that read back as it.
+
+    What is not finite is null. The GIL is not held.
+    """
+    num_rows, width = vectors_BD.shape
+    room = numba_decimal.MOST_BYTES * vectors_BD.size + 2 * num_rows + 2 + numba_decimal.SLACK
+    text = np.empty(room, np.uint8)
+    bits = np.ascontiguousarray(vectors_BD, np.float32).reshape(-1).view(np.uint32)
+    return text[: numba_decimal.put_numbers(bits, 0 if flat else width, text)].tobytes()
+
+
 def warm() -> None:
     """Compile every encoding now: before readiness, not in the first request that asks for it."""
     for dtype in DTYPES:
         encode_rows(np.zeros((1, 1), np.float32), dtype)
+    json_rows(np.zeros((1, 1), np.float32))

@@ -152,14 +152,11 @@ def encode_rows(vectors_BD: NDArray[np.float32], dtype: str) -> memoryview | byt
         raise Unprocessable(str(error)) from error
 
 
-def json_vectors(vectors_BD: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """Vectors rounded to a type, as numbers that JSON can hold."""
-    if dtype == "float32":
-        return vectors_BD
-    rows = encode_rows(vectors_BD, dtype)
-    if dtype == "float16":
-        return np.frombuffer(rows, "<f2").reshape(vectors_BD.shape)
-    return wire.decode_rows(rows, dtype, vectors_BD.shape[1])
+def json_vectors(vectors_BD: NDArray[np.float32], dtype: str, *, flat: bool = False) -> orjson.Fragment:
+    """Vectors rounded to a type, as a part of JSON: a list of lists, or of all their numbers."""
+    if dtype != "float32":
+        vectors_BD = wire.decode_rows(encode_rows(vectors_BD, dtype), dtype, vectors_BD.shape[1])
+    return orjson.Fragment(wire.json_rows(vectors_BD, flat=flat))
 
 
 @lru_cache(1024)
@@ -216,5 +213,5 @@ def encode_found(found_B: NDArray[np.bool_]) -> bytes:
 
 
 def encode_json(value: Any) -> bytes:
-    """JSON; arrays as lists, each float in the fewest digits that read back as the same float."""
+    """JSON; arrays as lists."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)

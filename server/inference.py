@@ -280,7 +280,7 @@ def _dtype(asked: InferRequest, output: Asked, prefix: str) -> str:
 def _vectors(output: Asked, dtype: str, fetched: Fetched) -> Output:
     """Vectors [B, D] or [G, D] as one output."""
     vectors = fetched.vectors_BD
-    data = codec.encode_rows(vectors, dtype) if output.binary else codec.json_vectors(vectors, dtype)
+    data = codec.encode_rows(vectors, dtype) if output.binary else codec.json_vectors(vectors, dtype, flat=True)
     return Output(output.name, DATATYPES[dtype], vectors.shape, data, output.binary)
 
 

@@ -77,7 +77,7 @@ class InferRequest(NamedTuple):
 
 
 class Output(NamedTuple):
-    """One output of a reply: a buffer of its bytes where it goes as binary data, else an array of any shape."""
+    """One output of a reply: a buffer of its bytes where it goes as binary data, else what JSON has of it, flat."""
 
     name: str
     datatype: str
@@ -341,7 +341,7 @@ def encode_infer(
         else:
             if output.parameters:
                 entry["parameters"] = output.parameters
-            entry["data"] = output.data.reshape(-1)
+            entry["data"] = output.data
         listed.append(entry)
     body: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": listed}
     if request_id is not None:
