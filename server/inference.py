@@ -221,9 +221,15 @@ class Inference:
 
     def _check(self, parts: Sequence[_Part]) -> None:
         """TooManyIds when tables together are asked for more than one request may ask, or one reply hold."""
-        codec.check_count(sum(len(part.keys) for part in parts), self.max_ids)
-        codec.check_count(sum(part.num_rows for part in parts), self.max_ids, "rows asked for")
-        codec.check_reply(sum(4 * part.num_rows * part.table.embedding_dim for part in parts), self.max_reply_bytes)
+        num_ids = num_rows = num_bytes = 0
+        for part in parts:
+            rows = part.num_rows
+            num_ids += len(part.keys)
+            num_rows += rows
+            num_bytes += 4 * rows * part.table.embedding_dim
+        codec.check_count(num_ids, self.max_ids)
+        codec.check_count(num_rows, self.max_ids, "rows asked for")
+        codec.check_reply(num_bytes, self.max_reply_bytes)
 
     def _count(self, request: Request, part: _Part, fetched: Fetched) -> None:
         seconds = time.perf_counter() - request.began

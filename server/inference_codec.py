@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -44,6 +45,7 @@ DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(code) for name, code in _DTYP
 RAW_INPUT = "ids"
 _INT64_MAX = (1 << 63) - 1
 _MAX_RANK = 2
+KEPT_HEADS, KEPT_HEAD_BYTES = 1024, 1024
 _length = struct.Struct("<I").unpack_from
 
 
@@ -128,29 +130,55 @@ def decode_infer(headers: Mapping[bytes, bytes], body: bytes, max_elements: int)
         if len(body) % 8:
             raise BadRequest(f"the body has {len(body):,} bytes; without JSON it is int64 ids, 8 bytes each")
         return InferRequest(None, {RAW_INPUT: Tensor("INT64", np.frombuffer(body, "<i8"))}, None, {}, True, raw=True)
-    try:
-        head = _head.decode(body if length is None else memoryview(body)[:length])
-    except _UNREADABLE as error:
-        raise BadRequest(f"body: {error}") from error
-    parameters = head.parameters or {}
+    if length is None:
+        head, at = _read_head(body, max_elements), len(body)
+    elif length <= KEPT_HEAD_BYTES:
+        head, at = _kept_head(body[:length], max_elements), length
+    else:
+        head, at = _read_head(memoryview(body)[:length], max_elements), length
     inputs: dict[str, Tensor] = {}
-    at = len(body) if length is None else length
-    for given in head.inputs:
-        if given.name in inputs:
-            raise BadRequest(f"input {clip(given.name)} is given twice")
-        num_elements = _num_elements(given, max_elements)
-        size = (given.parameters or {}).get("binary_data_size")
+    for given, size in head.inputs:
         if size is None:
-            inputs[given.name] = _from_json(given, num_elements)
+            inputs[given.name] = _from_json(given, given.shape[0])
             continue
-        _check_size(given, size, len(body) - at)
-        inputs[given.name] = _from_bytes(given, body[at : at + size], num_elements)  # a copy, for its alignment
+        _check_left(given, size, len(body) - at)
+        inputs[given.name] = _from_bytes(given, body[at : at + size], given.shape[0])  # a copy, for its alignment
         at += size
     if at != len(body):
         raise BadRequest(f"{len(body) - at:,} bytes follow the last input: their sizes do not add up to the body")
+    return InferRequest(head.id, inputs, head.outputs, head.parameters, head.binary)
+
+
+class _Checked(NamedTuple):
+    """A head without a fault of its own: inputs with their bytes of binary data, and what InferRequest says."""
+
+    id: str | None
+    inputs: list[tuple[_Input, int | None]]
+    outputs: list[Asked] | None
+    parameters: Mapping[str, Any]
+    binary: bool
+
+
+def _read_head(text: bytes | memoryview, max_elements: int) -> _Checked:
+    """The JSON of a request."""
+    try:
+        head = _head.decode(text)
+    except _UNREADABLE as error:
+        raise BadRequest(f"body: {error}") from error
+    inputs: dict[str, tuple[_Input, int | None]] = {}
+    for given in head.inputs:
+        if given.name in inputs:
+            raise BadRequest(f"input {clip(given.name)} is given twice")
+        _check_shape(given, max_elements)
+        inputs[given.name] = given, _binary_size(given)
+    parameters = head.parameters or {}
     binary = _flag(parameters.get("binary_data_output"), "parameter binary_data_output", False)
     outputs = None if not head.outputs else _asked(head.outputs, binary)
-    return InferRequest(head.id, inputs, outputs, parameters, binary)
+    return _Checked(head.id, list(inputs.values()), outputs, parameters, binary)
+
+
+_kept_head = lru_cache(KEPT_HEADS)(_read_head)
+"""With binary data a head says the same in every request of as many ids: it is read once."""
 
 
 def _head_length(headers: Mapping[bytes, bytes], body: bytes) -> int | None:
@@ -164,8 +192,8 @@ def _head_length(headers: Mapping[bytes, bytes], body: bytes) -> int | None:
     return int(text)
 
 
-def _num_elements(given: _Input, max_elements: int) -> int:
-    """Elements of an input by its shape, which is [n] or [n, 1]."""
+def _check_shape(given: _Input, max_elements: int) -> None:
+    """The shape of an input is [n] or [n, 1], n not too large."""
     name, shape = clip(given.name), given.shape
     if given.datatype not in DTYPES and given.datatype != BYTES:
         raise Unprocessable(f"input {name}: datatype {clip(given.datatype)} is not one of {', '.join(DTYPES)}, {BYTES}")
@@ -173,23 +201,30 @@ def _num_elements(given: _Input, max_elements: int) -> int:
         raise BadRequest(f"input {name} has shape {clip(str(shape))}; it must be [n] or [n, 1]")
     if shape[0] > max_elements:
         raise _too_many(given.name, shape[0], max_elements)
-    return shape[0]
 
 
 def _too_many(name: str, num_elements: int, limit: int) -> TooManyIds:
     return TooManyIds(f"input {clip(name)} has {num_elements:,} elements; the limit is {limit:,}", limit=limit)
 
 
-def _check_size(given: _Input, size: object, num_left: int) -> None:
-    """BadRequest unless an input's binary data can be in what is left of the body."""
+def _binary_size(given: _Input) -> int | None:
+    """Bytes of an input's binary data; None where its data is JSON."""
+    size = (given.parameters or {}).get("binary_data_size")
+    if size is None:
+        return None
     name = clip(given.name)
     if type(size) is not int or size < 0:
         raise BadRequest(f"input {name}: binary_data_size must be a number of bytes, got {clip(repr(size))}")
     if bytes(given.data):
         raise BadRequest(f"input {name} has both data and binary_data_size: send one of them")
+    return size
+
+
+def _check_left(given: _Input, size: int, num_left: int) -> None:
+    """BadRequest unless an input's binary data can be in what is left of the body."""
     if size > num_left:
         raise BadRequest(
-            f"input {name}: binary_data_size is {size:,}, but {max(num_left, 0):,} bytes are left after the JSON, "
+            f"input {clip(given.name)}: binary_data_size is {size:,}, but {num_left:,} bytes are left after the JSON, "
             "which ends where Inference-Header-Content-Length says"
         )
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from infer_cases import LENGTH, MAX, Tensors, answer, body_of, published
 
 from embstore.errors import BadRequest, EmbstoreError, IdOutOfRange, TooManyIds, Unprocessable
-from server.inference_codec import DTYPES, decode_infer
+from server.inference_codec import DTYPES, KEPT_HEAD_BYTES, decode_infer
 from server.tables import Snapshot
 
 
@@ -167,3 +167,20 @@ def test_a_length_of_json_that_cannot_be_is_refused(length: bytes) -> None:
     """Inference-Header-Content-Length is a number of bytes that are there."""
     with pytest.raises(BadRequest, match="Inference-Header-Content-Length"):
         decode_infer({LENGTH: length}, b'{"inputs":[]}', MAX)
+
+
+def test_a_head_that_is_known_says_nothing_of_another_body() -> None:
+    """Heads are read once: each request still has its own ids, its own bytes are checked, and the limit is today's."""
+    for first in range(3):
+        headers, body = body_of({"ids": ("INT64", [first, 7])}, {"ids"}, parameters={"binary_data_output": True})
+        asked = decode_infer(headers, body, MAX)
+        assert asked.inputs["ids"].values.tolist() == [first, 7]
+        assert asked.binary
+        for damaged in (body[:-1], body + b"\0"):
+            with pytest.raises(BadRequest):
+                decode_infer(headers, damaged, MAX)
+        with pytest.raises(TooManyIds):
+            decode_infer(headers, body, 1)
+    long = {"binary_data_output": True, "note": "x" * KEPT_HEAD_BYTES}
+    headers, body = body_of({"ids": ("INT64", [5])}, {"ids"}, parameters=long)
+    assert decode_infer(headers, body, MAX).inputs["ids"].values.tolist() == [5]

@@ -3,10 +3,10 @@
 `python tests/bench/http_figures.py [--json] [--seconds 3]`
 
 The server has one core and the generator another. For each row a closed loop of 8 connections finds what the server
-can do without a cache (requests/s); then requests come at half of that rate, as a Poisson process, and p50 / p99 of the
-latency from when each was due are shown: idle; while a further version of the table is published (by a process of its
-own), loaded and swapped in; with the cache on and empty (cold), and on and filled (hot). Ids are Zipf 1.05 or uniform.
-A star: the generator was late itself.
+can do without a cache (requests/s); then requests come as a Poisson process, 500 a second or at half of what the server
+can do, whichever is less, and p50 / p99 of the latency from when each was due are shown: idle; while the table's label
+goes to and fro between two versions, twice a second, each loaded, verified and swapped in; with the cache on and
+empty (cold), and on and filled (hot). Ids are Zipf 1.05 or uniform. A star: the generator was late itself.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from loadtest.session import load_test
 NUM, DHE_NUM, DIM, DHE_BYTES = 200_000, 50_000, 64, 2 << 20
 IDS = {"item": NUM, "dhe": DHE_NUM}
 SIZES = (10, 100, 1_000, 4_096)
-CONNECTIONS, HALF = 8, 0.5
+CONNECTIONS, HALF, RATE = 8, 0.5, 500.0
+SWAP_SECONDS = 0.5
 
 
 def scenario(url: str, table: str, protocol: str, size: int, keys: str, **options: Any) -> Scenario:
@@ -54,10 +55,9 @@ def capacity(url: str, *what: Any, seconds: float) -> float:
     return run.total().ok / run.seconds
 
 
-def at_half(url: str, *what: Any, rate: float, seconds: float, event: Event | None = None) -> Result:
-    """Requests due at half of what the server can do."""
-    phases = (Phase(seconds=0.3, rate=rate, warmup=True), Phase(seconds=seconds, rate=rate))
-    events = (event,) if event else ()
+def at_rate(url: str, *what: Any, peak: float, seconds: float, events: tuple[Event, ...] = ()) -> Result:
+    """Requests when they are due, of which the server can do `peak` a second; the first ones count too."""
+    phases = (Phase(seconds=seconds, rate=min(HALF * peak, RATE)),)
     asked = scenario(url, *what, connections=64, phases=phases, events=events)
     run = load_test(asked, stop=threading.Event(), num_ids=IDS)
     _check(run)
@@ -83,6 +83,21 @@ def forget(url: str, table: str) -> None:
         httpx.post(f"{url}/v2/repository/models/{table}/{call}", timeout=60).raise_for_status()
 
 
+def swaps(store: Path, table: str, seconds: float) -> tuple[Event, ...]:
+    """The label moves to the other of two versions again and again."""
+    return tuple(
+        Event(
+            at=SWAP_SECONDS * (number + 0.5),
+            kind="promote",
+            store=str(store),
+            table=table,
+            label="latest",
+            version=str(1 + number % 2),
+        )
+        for number in range(int(seconds / SWAP_SECONDS))
+    )
+
+
 @contextmanager
 def server(store: Path, cache: str) -> Iterator[str]:
     """A server on the first core."""
@@ -95,8 +110,9 @@ def server(store: Path, cache: str) -> Iterator[str]:
 def measure(folder: Path, seconds: float) -> list[dict[str, Any]]:
     """Every row."""
     store = embstore.open_store(folder / "store")
-    store.publish("item", np.random.default_rng(0).standard_normal((NUM, DIM), dtype=np.float32))
-    store.publish("dhe", DHE.from_budget(DHE_NUM, DIM, DHE_BYTES))
+    for _ in range(2):
+        store.publish("item", np.random.default_rng(0).standard_normal((NUM, DIM), dtype=np.float32))
+        store.publish("dhe", DHE.from_budget(DHE_NUM, DIM, DHE_BYTES))
     protocols, distributions = ("octet", "json", "infer"), ("zipf", "uniform")
     combinations = [("item", p, size, keys) for p in protocols for size in SIZES for keys in distributions]
     combinations += [("dhe", "octet", size, "zipf") for size in SIZES]
@@ -107,17 +123,17 @@ def measure(folder: Path, seconds: float) -> list[dict[str, Any]]:
     with server(folder / "store", "off") as url:
         for what, row in rows.items():
             peak = peaks[what] = capacity(url, *what, seconds=seconds / 2)
-            swap = Event(at=0.2, kind="publish", store=str(folder / "store"), table=what[0])
+            events = swaps(folder / "store", what[0], seconds)
             row["requests/s"] = f"{peak:,.0f}"
-            row["idle us"] = times(at_half(url, *what, rate=HALF * peak, seconds=seconds))
-            row["swap us"] = times(at_half(url, *what, rate=HALF * peak, seconds=seconds + 1, event=swap))
+            row["idle us"] = times(at_rate(url, *what, peak=peak, seconds=seconds))
+            row["swap us"] = times(at_rate(url, *what, peak=peak, seconds=seconds, events=events))
             sys.stderr.write(f"{row}\n")
     with server(folder / "store", "on") as url:
         for what, row in rows.items():
             forget(url, what[0])
-            row["cold us"] = times(at_half(url, *what, rate=HALF * peaks[what], seconds=seconds))
+            row["cold us"] = times(at_rate(url, *what, peak=peaks[what], seconds=seconds))
             row["hot requests/s"] = f"{capacity(url, *what, seconds=seconds / 2):,.0f}"
-            row["hot us"] = times(at_half(url, *what, rate=HALF * peaks[what], seconds=seconds))
+            row["hot us"] = times(at_rate(url, *what, peak=peaks[what], seconds=seconds))
             sys.stderr.write(f"{row}\n")
     return list(rows.values())
 
