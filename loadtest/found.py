@@ -88,11 +88,14 @@ def table(found: Found) -> Any:
     shown = Table(box=SIMPLE_HEAD)
     for name in ("rate", "p50 ms", "p99 ms", "errors", "goodput"):
         shown.add_column(f"{name}/s" if name in ("rate", "goodput") else name, justify="right")
-    for name in ("run to", "SLO", "why"):
+    for name in ("run to", "SLO", ""):
         shown.add_column(name)
+    notes: dict[str, str] = {}
     for run in found.runs:
         times = (f"{run.rate:,.1f}", f"{run.p50_ms:.2f}", f"{run.p99_ms:.2f}", f"{run.error_rate:.2%}")
         others = [figure for figure in run.figures if not figure.startswith(IN_COLUMNS)]
-        why = run.reason if run.verdict == "unknown" else ", ".join(others)
-        shown.add_row(*times, f"{run.goodput:,.1f}", run.stage, Text(run.verdict, style=STYLES[run.verdict]), why)
-    return Group(shown, Text(found.note))
+        if run.verdict == "unknown":  # many runs are so for one reason: said once, below, with the figures of the first
+            others = [notes.setdefault(run.reason.partition(":")[0], f"[{len(notes) + 1}] {run.reason}").split()[0]]
+        verdict = Text(run.verdict, style=STYLES[run.verdict])
+        shown.add_row(*times, f"{run.goodput:,.1f}", run.stage, verdict, Text(", ".join(others)))
+    return Group(shown, *map(Text, notes.values()), Text(found.note))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
 from collections.abc import Callable
 
 import pytest
+from rich.console import Console
 
 from loadtest.conditions import parse
 from loadtest.find_max import Limits, at_rate, chance_kept, find_max, peak_rate, whole_slo
@@ -238,6 +240,23 @@ def test_every_run_is_told() -> None:
         assert run.figures[0].startswith("p99 is ")
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["slo"] == ["p99<10ms"]
     assert table(found) is not None
+
+
+def test_why_runs_were_invalid_is_said_once_and_fits_a_narrow_terminal() -> None:
+    """Eighty columns: each reason stands below the table, with the figures of the first run that it stopped."""
+    times = iter(range(1, 100))
+
+    def run(scenario: Scenario) -> Result:
+        spoilt = peak_rate(scenario) > 150
+        return ran(scenario, 5.0, [f"the clock was set: {next(times)} times"] if spoilt else [])
+
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(table(search(run)))
+    lines = shown.getvalue().splitlines()
+    assert [line for line in lines if "the clock" in line] == ["[1] the clock was set: 1 times"]
+    rows = [line for line in lines if "search" in line or "confirm" in line]
+    assert all(("unknown" in row) == row.rstrip().endswith("[1]") for row in rows)
+    assert len(rows) > 3
 
 
 def test_it_pauses_between_runs_and_draws_anew() -> None:
