@@ -60,13 +60,20 @@ def ask_tables(scenario: Scenario) -> dict[str, int]:
     if reply.status_code != 200:
         raise LoadError(f"GET {url}: {_refused(reply)}")
     try:
-        found = {str(table["table"]): int(table["num_ids"]) for table in reply.json()["tables"]}
+        listed = {str(table["table"]): table for table in reply.json()["tables"]}
+        found = {name: int(table["num_ids"]) for name, table in listed.items()}
+        of_strings = {name for name, table in listed.items() if table.get("id_space") == "string"}
     except (ValueError, KeyError, TypeError):
         raise LoadError(f"GET {url}: the reply is no list of tables; is this an embstore server?") from None
     wanted = {table for ask in scenario.asks for table in ask.tables}
     if unknown := sorted(wanted - found.keys()):
         raise LoadError(f"the server has no table {', '.join(unknown)}; it has {', '.join(sorted(found)) or 'none'}")
     for at, ask in enumerate(scenario.asks):
+        if (strings := of_strings.intersection(ask.tables)) and not ask.keys.file:
+            raise ScenarioError(
+                f"asks.{at}.keys.file: the ids of table {min(strings)} are strings: name a Parquet file that "
+                "holds some, and its column of them in keys.column"
+            )
         least = min(ask.keys.num_ids or found[table] for table in ask.tables)
         if ask.keys.kind == "hot" and not ask.keys.file and 0 < least <= ask.keys.hot_ids:
             raise ScenarioError(f"asks.{at}.keys.hot_ids must be below the {least:,} ids, got {ask.keys.hot_ids:,}")

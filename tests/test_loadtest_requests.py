@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,7 +16,8 @@ import embstore
 from embstore.publish import Publication
 from loadtest.expect import row_bytes
 from loadtest.requests import Expect, Prepared, prepare
-from loadtest.scenario import Ask, ScenarioError
+from loadtest.scenario import Ask, Keys, Scenario, ScenarioError
+from loadtest.target import ask_tables
 
 NUM, DIM = 50, 6
 WORDS = [f"word-{n}é" for n in range(NUM)]
@@ -93,6 +95,15 @@ def test_strings_are_asked_for_too(client: httpx.Client, protocol: Any) -> None:
     reply = send(client, request)
     assert reply.status_code == 200, reply.text
     assert request.expect.problem(200, reply.headers, reply.content) is None
+
+
+def test_strings_cannot_be_made_up(client: httpx.Client) -> None:
+    """A table of string ids, and no file of them: said before any load, with what to do."""
+    asked = Scenario(url=str(client.base_url), asks=(Ask(), Ask(protocol="json", tables=("item", "word"))))
+    with pytest.raises(ScenarioError, match=r"^asks.1.keys.file: the ids of table word are strings: name a Parquet"):
+        ask_tables(asked)
+    of_file = replace(asked.asks[1], keys=Keys(file="words.parquet", column="word"))
+    assert ask_tables(replace(asked, asks=(of_file,))) == {"item": NUM, "word": NUM}
 
 
 def test_octets_carry_no_strings() -> None:
