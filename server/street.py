@@ -44,8 +44,6 @@ _VECTORS_HEAD = (
     b"x-embedding-missing: %d\r\n"
 )
 _PROBLEM_HEAD = b"content-type: %s\r\n" % MEDIA_TYPE
-LONG_NUMBERS = 1 << 15
-"""So many floats take about two milliseconds to write as JSON: more are written in a thread."""
 SAMPLED = 16
 """Of so many requests one is timed stage by stage."""
 
@@ -368,7 +366,7 @@ def media_type(headers: Mapping[bytes, bytes]) -> bytes:
 
 def _takes_long(asked: _Asked, fetched: Any) -> bool:
     """Whether writing the vectors as JSON would hold the event loop up."""
-    return asked.protocol == "json" and type(fetched) is Fetched and fetched.vectors_BD.size > LONG_NUMBERS
+    return asked.protocol == "json" and type(fetched) is Fetched and fetched.vectors_BD.size > codec.LONG_NUMBERS
 
 
 def _encoded(asked: _Asked, fetched: Fetched) -> tuple[Any, ...]:

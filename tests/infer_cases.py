@@ -6,7 +6,7 @@ import asyncio
 import json
 import struct
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,15 @@ def outputs_of(reply: Reply) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 class Service:
-    """Looks up in the table itself; `later`: what it gives has to be awaited."""
+    """Looks up in the table itself; `later`: what it gives has to be awaited. `in_threads`: how much was done there."""
 
     def __init__(self, later: bool = False) -> None:
-        self.later = later
+        self.later, self.in_threads = later, 0
+
+    async def do(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """In a thread."""
+        self.in_threads += 1
+        return await asyncio.to_thread(work, *arguments)
 
     def lookup(self, table: Table, keys: Any, on_missing: str, out: Any = None) -> Fetched | Awaitable[Fetched]:
         """Vectors."""

@@ -25,6 +25,7 @@ from embstore.errors import (
     TooManyIds,
     Unprocessable,
 )
+from server import codec
 from server.tables import Snapshot
 
 
@@ -53,6 +54,23 @@ def test_one_table(snapshot: Snapshot, dtype: str, binary: bool, later: bool) ->
     np.testing.assert_array_equal(outputs["embeddings"], [VECTORS[3], VECTORS[0] * 0, VECTORS[0]])
     assert outputs["found"].tolist() == [True, False, True]
     assert counts.counted == [("item", "open-inference", 3, 1)]
+
+
+@pytest.mark.parametrize("later", [True, False], ids=["later", "now"])
+@pytest.mark.parametrize("model", ["item", "embstore"])
+def test_many_numbers_as_json_are_written_in_a_thread(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, model: str, later: bool
+) -> None:
+    """The event loop is not held up by text; bytes, and few numbers, are no work. The reply is the same."""
+    ids = "ids" if model == "item" else "item"
+    monkeypatch.setattr(codec, "LONG_NUMBERS", 2 * 4)
+    for num_ids, binary in ((2, False), (3, True), (3, False)):
+        service, counts = Service(later), Counts()
+        sent = body_of({ids: ("INT64", [1] * num_ids)}, {ids}, parameters={"binary_data_output": binary})
+        _, outputs = outputs_of(answer(snapshot, model, *sent, service=service, counts=counts))
+        assert service.in_threads == (num_ids == 3 and not binary)
+        np.testing.assert_array_equal(outputs["item" if model == "embstore" else "embeddings"], VECTORS[[1] * num_ids])
+        assert counts.counted == [("item", "open-inference", num_ids, 0)]
 
 
 def test_float32_rows_are_sent_from_the_memory_they_were_looked_up_into(snapshot: Snapshot) -> None:
