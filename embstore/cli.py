@@ -84,10 +84,10 @@ def demo(
 ) -> None:
     """Make clicks with planted structure, train two compressed tables on them, publish them and serve them."""
     import embstore
+    from embstore.progress import make_reporter
     from embstore.schemes import scheme_class
     from embstore.train.config import load_config
     from embstore.train.demo import RATIO, write_demo
-    from embstore.train.progress import make_reporter
     from embstore.train.run import train as run_training
 
     if scheme is not None:
@@ -124,8 +124,8 @@ def train(
 ) -> None:
     """Learn user and item tables from events and publish them as one release."""
     import embstore
+    from embstore.progress import make_reporter
     from embstore.train.config import load_config
-    from embstore.train.progress import make_reporter
     from embstore.train.run import train as run_training
 
     settings = load_config(config, set_ or [])

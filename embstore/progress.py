@@ -6,20 +6,30 @@ import sys
 import time
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Protocol, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class Reporter(Protocol):
+    """Where a job reports to."""
+
+    def note(self, message: str) -> None:
+        """Something worth a line."""
+
+    def advanced(self, what: str, done: int, total: int, detail: str = "") -> None:
+        """How much of a step is done, and what else is known of it."""
 
 
 class Silent(AbstractContextManager["Silent"]):
     """Tells nothing."""
 
     def note(self, message: str) -> None:
-        """Something worth a line."""
+        """Nothing."""
 
-    def advanced(self, what: str, done: int, total: int) -> None:
-        """How much of a step is done."""
+    def advanced(self, what: str, done: int, total: int, detail: str = "") -> None:
+        """Nothing."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Nothing to end."""
@@ -43,7 +53,8 @@ class Terminal(Silent):
     def __init__(self, stream: TextIO) -> None:
         self.console = Console(file=stream, highlight=False)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, console=self.console, transient=True)
+        detail = TextColumn("{task.fields[detail]}", markup=False)
+        self.progress = Progress(*columns, detail, console=self.console, transient=True)
         self.task: TaskID | None = None
         self.what = ""
 
@@ -58,17 +69,20 @@ class Terminal(Silent):
         """A line above the bar."""
         self.console.print(message, markup=False)
 
-    def advanced(self, what: str, done: int, total: int) -> None:
+    def advanced(self, what: str, done: int, total: int, detail: str = "") -> None:
         """Move the bar, a new one for a new step."""
         if self.task is None or what != self.what:
             if self.task is not None:
                 self.progress.remove_task(self.task)
-            self.task, self.what = self.progress.add_task(what, total=total), what
-        self.progress.update(self.task, completed=done, total=total)
+            self.task, self.what = self.progress.add_task(what, total=total, detail=detail), what
+        self.progress.update(self.task, completed=done, total=total, detail=detail)
 
 
 def make_reporter(*, silent: bool = False, stream: TextIO | None = None) -> Silent:
-    """The reporter that fits: none when `silent`, a bar when the stream (stderr) is a terminal, else plain lines."""
+    """The reporter that fits: none when `silent`, a bar when the stream (stderr) is a terminal, else plain lines.
+
+    A context manager: `with make_reporter() as report: train(config, store, report=report)`.
+    """
     if silent:
         return Silent()
     stream = stream or sys.stderr

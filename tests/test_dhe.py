@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.fitting import weighted_relative_error
 from embstore.kernels import numba_dhe
+from embstore.progress import Silent
 from embstore.schemes import DHE, Full, dhe
 from embstore.schemes.dhe import DHEConfig
 from embstore.train.config import TrainingConfig, load_config
@@ -25,7 +26,6 @@ from embstore.train.data import read_dataset
 from embstore.train.loop import Examples, fit
 from embstore.train.model import Factorisation
 from embstore.train.optimizer import RowwiseAdagrad, TableOptimizer
-from embstore.train.progress import Silent
 
 WORD = 1 << 64
 HUGE = [0, 1, 2**24 + 1, 2**31 - 1, 2**31, 2**33 + 5, 2**40, 2**53 + 1, 2**62 - 1]

@@ -23,6 +23,7 @@ from embstore.fitting import weighted_relative_error
 from embstore.fitting.clusters import many_clusters, share_out
 from embstore.hashing import bucket
 from embstore.kernels import numba_split
+from embstore.progress import Silent
 from embstore.quantize import dequantize, for_kernels, pack
 from embstore.schemes import Frequency, Full, Hash, LearnedHash
 from embstore.schemes.frequency import FrequencyConfig, expected_collisions, usual_hot_share
@@ -30,7 +31,6 @@ from embstore.train.config import TableConfig, TrainConfig, load_config
 from embstore.train.data import read_dataset
 from embstore.train.model import make_table
 from embstore.train.prepare import CHEAP_DIM, knowledge
-from embstore.train.progress import Silent
 from embstore.train.run import train
 
 N, D, M = 53, 12, 7

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from embstore.progress import Silent
 from embstore.publish import open_store
 from embstore.train.config import load_config
 from embstore.train.data import read_dataset
 from embstore.train.evaluate import Judge
-from embstore.train.progress import Silent
 from embstore.train.run import train
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from embstore.errors import ConfigError, DataError
+from embstore.progress import PlainLines, Silent, Terminal, make_reporter
 from embstore.publish import open_store
 from embstore.train import bench
 from embstore.train.config import TrainConfig, load_config
 from embstore.train.data import read_dataset
 from embstore.train.loop import Examples, fit
 from embstore.train.model import make_model
-from embstore.train.progress import PlainLines, Silent, Terminal, make_reporter
 from embstore.train.result import TrainResult
 from embstore.train.run import train
 

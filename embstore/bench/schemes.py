@@ -12,12 +12,12 @@ import numpy as np
 
 from embstore.bench.machine import best_seconds
 from embstore.errors import ConfigError
+from embstore.progress import Silent
 from embstore.publish import open_store
 from embstore.schemes import SCHEMES
 from embstore.schemes.base import Progress
 from embstore.train.config import TableConfig, TrainConfig, load_config
 from embstore.train.demo import write_demo
-from embstore.train.progress import Silent
 from embstore.train.run import train
 
 LOOKUP_IDS = 1_000

@@ -10,20 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from embstore.progress import Reporter as Reporter
+    from embstore.progress import make_reporter as make_reporter
     from embstore.train.config import TrainConfig as TrainConfig
     from embstore.train.config import load_config as load_config
-    from embstore.train.progress import Reporter as Reporter
-    from embstore.train.progress import make_reporter as make_reporter
     from embstore.train.result import TrainResult as TrainResult
     from embstore.train.run import train as train
 
 _HOMES = {
-    "TrainConfig": "config",
-    "load_config": "config",
-    "Reporter": "progress",
-    "make_reporter": "progress",
-    "TrainResult": "result",
-    "train": "run",
+    "Reporter": "embstore.progress",
+    "make_reporter": "embstore.progress",
+    "TrainConfig": "embstore.train.config",
+    "load_config": "embstore.train.config",
+    "TrainResult": "embstore.train.result",
+    "train": "embstore.train.run",
 }
 
 
@@ -33,4 +33,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"embstore.train.{_HOMES[name]}"), name)
+    return getattr(import_module(_HOMES[name]), name)

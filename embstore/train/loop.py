@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from embstore.errors import DataError
+from embstore.progress import Reporter
 from embstore.train.config import TrainingConfig
 from embstore.train.data import Dataset
 from embstore.train.loss import batch_loss, log_inclusion
 from embstore.train.model import Factorisation
 from embstore.train.optimizer import TableOptimizer
-from embstore.train.progress import Reporter
 
 REPORT_EVERY = 32
 
@@ -89,7 +89,8 @@ def fit(
         if improved:
             best_metric, best_epoch = metric, epoch
             best_state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        report.epoch_done(epoch, loss, metric, improved)
+        best = "  best so far" if improved else ""
+        report.note(f"epoch {epoch:3d}  loss {loss:.4f}  validation nDCG {metric:.4f}{best}")
     model.eval().load_state_dict(best_state)
     examples_per_s = epoch * examples.num_steps * examples.batch_size / max(seconds, 1e-9)
     return FitResult(epoch, best_epoch, best_metric, examples_per_s)
@@ -109,7 +110,8 @@ def run_epoch(
     """
     tables = list(model.tables().values())
     total, since = 0.0, torch.zeros((), device=examples.users_E.device)
-    report.epoch_started(epoch, examples.num_steps)
+    what, started = f"epoch {epoch}", time.perf_counter()
+    report.advanced(what, 0, examples.num_steps)
     for step, (users_B, items_B) in enumerate(examples.epoch(), start=1):
         loss, softmax = batch_loss(model, users_B, items_B, examples.log_q_N, l2)
         for table in tables:
@@ -128,5 +130,7 @@ def run_epoch(
                     f"the loss is not a finite number after step {step} of epoch {epoch}: nothing is published; "
                     "a smaller training.learning_rate may help"
                 )
-            report.advanced(step, total / step, step * examples.batch_size)
+            examples_per_s = step * examples.batch_size / max(time.perf_counter() - started, 1e-9)
+            detail = f"loss {total / step:.4f}  {examples_per_s:,.0f} examples/s"
+            report.advanced(what, step, examples.num_steps, detail)
     return total / examples.num_steps

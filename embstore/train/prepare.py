@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from embstore.progress import Reporter, Silent
 from embstore.schemes import scheme_class
 from embstore.train.config import ModelConfig, TablesConfig, TrainConfig
 from embstore.train.data import Dataset
 from embstore.train.loop import Examples, fit
 from embstore.train.model import all_vectors, make_model
-from embstore.train.progress import Reporter, Silent
 
 CHEAP_DIM = 8
 LEAST_STEPS = 256
@@ -63,15 +63,11 @@ def cheap_vectors(config: TrainConfig, dataset: Dataset, device: torch.device, r
 
 
 class OnlyBars(Silent):
-    """Passes an epoch's progress on, but not its end: nothing was validated, so there is nothing to tell."""
+    """Passes progress on, but no lines: nothing was validated, so there is nothing to tell of an epoch."""
 
     def __init__(self, report: Reporter) -> None:
         self.report = report
 
-    def epoch_started(self, epoch: int, num_steps: int) -> None:
+    def advanced(self, what: str, done: int, total: int, detail: str = "") -> None:
         """On to the reporter."""
-        self.report.epoch_started(epoch, num_steps)
-
-    def advanced(self, step: int, loss: float, num_examples: int) -> None:
-        """On to the reporter."""
-        self.report.advanced(step, loss, num_examples)
+        self.report.advanced(what, done, total, detail)

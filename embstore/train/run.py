@@ -8,6 +8,7 @@ from dataclasses import asdict
 import torch
 
 from embstore.errors import ConfigError
+from embstore.progress import Reporter
 from embstore.publish import Store
 from embstore.train.config import TrainConfig
 from embstore.train.data import read_dataset
@@ -15,7 +16,6 @@ from embstore.train.evaluate import Judge
 from embstore.train.loop import Examples, fit
 from embstore.train.model import make_model
 from embstore.train.prepare import knowledge
-from embstore.train.progress import Reporter
 from embstore.train.result import TrainResult, describe_data, describe_model, in_words, published_table, to_publish
 
 
