@@ -90,16 +90,15 @@ def decode_rows(data: bytes | bytearray | memoryview, dtype: str, embedding_dim:
     return vectors_BD
 
 
-def json_rows(vectors_BD: Floats, *, flat: bool = False) -> bytes:
+def json_rows(vectors_BD: Floats, *, flat: bool = False) -> memoryview:
     """The vectors as a JSON array of arrays, or of all their numbers: each in the fewest digits that read back as it.
 
-    What is not finite is null. The GIL is not held.
+    What is not finite is null. D is at least 1. The GIL is not held.
     """
     num_rows, width = vectors_BD.shape
-    room = numba_decimal.MOST_BYTES * vectors_BD.size + 2 * num_rows + 2 + numba_decimal.SLACK
-    text = np.empty(room, np.uint8)
+    text = np.empty(numba_decimal.MOST_BYTES * vectors_BD.size + 2 * num_rows + 2, np.uint8)
     bits = np.ascontiguousarray(vectors_BD, np.float32).reshape(-1).view(np.uint32)
-    return text[: numba_decimal.put_numbers(bits, 0 if flat else width, text)].tobytes()
+    return text[: numba_decimal.put_numbers(bits, 0 if flat else width, text)].data
 
 
 def warm() -> None:

@@ -274,23 +274,29 @@ def _ceiling(scenario: Scenario, num_ids: Mapping[str, int], json: bool) -> floa
 
 
 def _judge(results: Sequence[Result]) -> int:
-    """1 when a condition holds in most of the runs that can say so, or when too few of them can."""
+    """1 when a condition holds in most runs that are valid, or would if late generators were not the reason of it, or
+    when too few are valid."""
     from loadtest.conditions import parse
     from loadtest.validity import only_late
 
     code = 0
+    sound = [result for result in results if not result.invalid or only_late(result)]
     for condition in map(parse, results[0].scenario.fail_if):
-        judged = [(result, condition.value(result)) for result in results]
-        valid = [v for result, v in judged if not result.invalid or (only_late(result) and condition.sure(v))]
-        if 2 * len(valid) <= len(results):
-            which = "the run is" if len(results) == 1 else f"{len(results) - len(valid)} of {len(results)} runs are"
-            reason = next(result.invalid[0] for result in results if result.invalid)
-            code = _say(f"{which} invalid, so that {condition} says nothing: {reason}")
-            continue
-        held = [value for value in valid if condition.met_by(value)]
-        if 2 * len(held) > len(valid):
-            of = f" in {len(held)} of {len(valid)} runs" if len(valid) > 1 else ""
+        held, unsure = [], 0
+        for result in sound:
+            value = condition.value(result)
+            if result.invalid and not condition.sure(value):
+                unsure += 1
+            elif condition.met_by(value):
+                held.append(value)
+        enough = 2 * len(sound) > len(results)
+        if enough and 2 * len(held) > len(sound):
+            of = f" in {len(held)} of {len(sound)} runs" if len(sound) > 1 else ""
             code = _say(f"failed, because {condition} holds{of}: {condition.describe(held[0])}")
+        elif not enough or 2 * (len(held) + unsure) > len(sound):
+            spoilt = [result for result in results if result.invalid]
+            which = "the run is" if len(results) == 1 else f"{len(spoilt)} of {len(results)} runs are"
+            code = _say(f"{which} invalid, so that {condition} says nothing: {spoilt[0].invalid[0]}")
     if not any(result.total().ok for result in results):
         code = _say("failed: no request got a 2xx reply")
     return code

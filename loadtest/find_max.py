@@ -4,8 +4,9 @@ A rate keeps the SLO when more than half of its runs do. The search judges each 
 ends with two close rates, one that keeps the SLO and one that breaks it. Chance had a hand in choosing both, so fresh
 runs then decide how sure that is (`chance_kept`); an end that they do not confirm moves outwards. The limit lies in
 between, about where the fewest of all runs contradict it. Runs that are invalid are evidence of nothing, neither for
-the server nor against it; but one whose only fault is a late generator keeps an SLO of latencies that it meets, since
-its lag is part of them.
+the server nor against it. One whose only fault is a late generator keeps an SLO that it meets, since lag only makes
+latencies longer; where it does not, nobody knows, and it counts against whatever is claimed of its rate: left out, only
+the runs that suit the server would be counted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from loadtest.conditions import Condition, parse
-from loadtest.found import Found, Limit, Stage, Tried, Verdict, describe
+from loadtest.found import VERDICTS, Found, Limit, Stage, Tried, Verdict, describe
 from loadtest.plan import LoadError
 from loadtest.result import Result
 from loadtest.scenario import Scenario, ScenarioError
@@ -126,13 +127,6 @@ def at_rate(scenario: Scenario, rate: float, turn: int = 0) -> Scenario:
     return replace(scenario, phases=phases, seed=scenario.seed + turn * scenario.processes)
 
 
-def _sure(pairs: Sequence[tuple[Condition, float]], verdict: Verdict) -> bool:
-    """Whether a verdict stands when latencies are upper bounds."""
-    if verdict == "kept":
-        return all(condition.sure(value) for condition, value in pairs)
-    return any(condition.sure(value) for condition, value in pairs if not condition.met_by(value))
-
-
 class _Ended(Exception):
     """The search ended before its end, for the reason `limit`."""
 
@@ -192,14 +186,15 @@ class _Search:
 
     def judge(self, rate: float) -> Verdict:
         """The majority of a few runs, no more of them than it takes."""
-        counts: dict[Verdict, int] = {"kept": 0, "broken": 0, "unknown": 0}
+        counts: dict[Verdict, int] = dict.fromkeys(VERDICTS, 0)
         wanted: int = self.limits.repeats // 2 + 1
         while True:
             self.count(counts, rate, "search")
-            if counts["unknown"] == INVALID_RUNS:
-                return "unknown"
             if wanted in (counts["kept"], counts["broken"]):
                 return "kept" if counts["kept"] == wanted else "broken"
+            judged = counts["kept"] + counts["broken"] + counts["late"]
+            if counts["unknown"] == INVALID_RUNS or judged == self.limits.repeats:
+                return "unknown"
 
     def confirm(self) -> bool:
         """Fresh runs at both ends; an end that they do not confirm moves outwards. False: too far for an answer."""
@@ -229,29 +224,29 @@ class _Search:
 
     def learn(self, rate: float, step: float) -> float:
         """Fresh runs of a rate, until they are clear, and what that means for the ends; the next step outwards."""
-        counts: dict[Verdict, int] = {"kept": 0, "broken": 0, "unknown": 0}
-        chance = 0.5
-        while 1 - CONFIRMED < chance < CONFIRMED:
+        counts: dict[Verdict, int] = dict.fromkeys(VERDICTS, 0)
+        while True:
             self.count(counts, rate, "confirm")
             if counts["unknown"] == INVALID_RUNS:
                 if rate == self.found.high:
                     self.unmade(rate)
                 return step * step
-            if min(counts["kept"], counts["broken"]) > CONTRARY_RUNS:
+            kept, broken, late = counts["kept"], counts["broken"], counts["late"]
+            if (chance := chance_kept(kept, broken + late)) >= CONFIRMED:
+                self.settle(rate, "kept")
+                self.low_chance = chance
+                return step * step
+            if (chance := 1 - chance_kept(kept + late, broken)) >= CONFIRMED:
+                self.settle(rate, "broken")
+                self.high_chance = chance
+                return step * step
+            if min(kept, broken) + late > CONTRARY_RUNS:
                 return float(step**1.5)
-            chance = chance_kept(counts["kept"], counts["broken"])
-        if chance >= CONFIRMED:
-            self.settle(rate, "kept")
-            self.low_chance = chance
-        else:
-            self.settle(rate, "broken")
-            self.high_chance = 1 - chance
-        return step * step
 
     def unmade(self, rate: float) -> None:
         """The upper end cannot be made any more: what was seen of it before has to do, if that says anything."""
         verdicts = [run.verdict for run in self.found.runs if run.rate == rate]
-        kept, broken = verdicts.count("kept"), verdicts.count("broken")
+        kept, broken = verdicts.count("kept") + verdicts.count("late"), verdicts.count("broken")
         if broken > kept:
             self.high_chance = 1 - chance_kept(kept, broken)
         else:
@@ -277,7 +272,10 @@ class _Search:
         values = [condition.of(total, result.seconds) for condition in self.slo]
         pairs = list(zip(self.slo, values, strict=True))
         verdict: Verdict = "kept" if all(condition.met_by(value) for condition, value in pairs) else "broken"
-        if result.invalid and not (only_late(result) and _sure(pairs, verdict)):
+        if only_late(result):
+            sure = verdict == "kept" and all(condition.sure(value) for condition, value in pairs)
+            verdict = "kept" if sure else "late"
+        elif result.invalid:
             verdict = "unknown"
         tried = Tried(
             rate=rate,
@@ -300,7 +298,7 @@ def _least_contradicted(found: Found) -> float:
     """The rate between the two ends that the fewest runs contradict: broken below it, or kept from it on."""
     if not found.low or not found.high:
         return found.low
-    runs = [run for run in found.runs if run.verdict != "unknown"]
+    runs = [run for run in found.runs if run.verdict in ("kept", "broken")]
     ends = sorted({found.low, found.high, *(run.rate for run in runs if found.low < run.rate < found.high)})
     gaps = list(pairwise(ends))
     wrong = [sum((run.rate <= low) != (run.verdict == "kept") for run in runs) for low, _ in gaps]

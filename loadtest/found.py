@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Verdict = Literal["kept", "broken", "unknown"]
+Verdict = Literal["kept", "broken", "late", "unknown"]
+"""`late`: it may have been the generator that was late; `unknown`: the run is invalid otherwise."""
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 Stage = Literal["search", "confirm"]
 Limit = Literal["", "lowest", "highest", "generator", "runs", "failed", "interrupted"]
 IN_COLUMNS = ("p50 ", "p99 ", "error_rate ", "goodput ")
-STYLES = {"kept": "green", "broken": "red", "unknown": "yellow"}
+STYLES = {"kept": "green", "broken": "red", "late": "yellow", "unknown": "yellow"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +97,9 @@ def table(found: Found) -> Any:
     for run in found.runs:
         times = (f"{run.rate:,.1f}", f"{run.p50_ms:.2f}", f"{run.p99_ms:.2f}", f"{run.error_rate:.2%}")
         others = [figure for figure in run.figures if not figure.startswith(IN_COLUMNS)]
-        if run.verdict == "unknown":  # many runs are so for one reason: said once, below, with the figures of the first
-            others = [notes.setdefault(run.reason.partition(":")[0], f"[{len(notes) + 1}] {run.reason}").split()[0]]
+        if run.verdict in ("late", "unknown"):  # many for one reason: said once, below, of the first of them
+            reason = re.sub(r"[\d.,]+", "", run.reason)
+            others = [notes.setdefault(reason, f"[{len(notes) + 1}] {run.reason}").split()[0]]
         verdict = Text(run.verdict, style=STYLES[run.verdict])
         shown.add_row(*times, f"{run.goodput:,.1f}", run.stage, verdict, Text(", ".join(others)))
     return Group(shown, *map(Text, notes.values()), Text(found.note))

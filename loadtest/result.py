@@ -61,7 +61,7 @@ class Result:
 
     began: unix time of second 0; seconds: how long was measured, less than planned when `partial` (interrupted).
     tallies: by whole second of the intended start, and by kind of request. Second 0 is the first after the warm-up.
-    invalid: why the figures say nothing about the server; empty: they do.
+    invalid: why the figures say nothing about the server (or, of a late generator, are upper bounds); empty: they do.
     machine: where the generator ran.
     """
 

@@ -25,8 +25,9 @@ def doubts(result: Result, parts: Sequence[dict[str, Any]]) -> list[str]:
             break
     if result.generator.busy > BUSY:
         found.append(f"a generator process used {result.generator.busy:.0%} of its core; {ADVICE}")
-    due = total.offered + sum(part["unsent"] for part in parts)
-    if total.offered < OFFERED * due:
+    unsent = sum(part["unsent"] for part in parts)
+    due = total.offered + unsent
+    if total.offered < OFFERED * due or (found and unsent):
         found.append(f"only {total.offered:,} of {due:,} requests that were due were sent: {ADVICE}")
     asked, ceiling = _most_asked(result), result.generator.ceiling
     if scenario.mode == "open" and ceiling and asked > OF_CEILING * ceiling:
@@ -41,7 +42,7 @@ def doubts(result: Result, parts: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def only_late(result: Result) -> bool:
-    """Whether the one thing wrong with a run is that the generator was late: its latencies are then upper bounds."""
+    """Whether all that is wrong with a run is that the generator was late: its latencies are then upper bounds."""
     return bool(result.invalid) and all(reason.startswith(LATE) for reason in result.invalid)
 
 

@@ -27,6 +27,8 @@ DTYPES = ("float32", "float16", "bfloat16", "int8")
 JSON_DTYPES = ("float32", "float16", "bfloat16")
 LONG_NUMBERS = 1 << 16
 """So many floats take about a millisecond to write as JSON: more are written in a thread."""
+PLACE = orjson.Fragment(b"\0")
+"""Where a text that is written already goes: JSON has this byte nowhere else, strings escape it."""
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -154,11 +156,11 @@ def encode_rows(vectors_BD: NDArray[np.float32], dtype: str) -> memoryview | byt
         raise Unprocessable(str(error)) from error
 
 
-def json_vectors(vectors_BD: NDArray[np.float32], dtype: str, *, flat: bool = False) -> orjson.Fragment:
-    """Vectors rounded to a type, as a part of JSON: a list of lists, or of all their numbers."""
+def json_vectors(vectors_BD: NDArray[np.float32], dtype: str, *, flat: bool = False) -> memoryview:
+    """Vectors rounded to a type, as the text of a list of lists, or of all their numbers."""
     if dtype != "float32":
         vectors_BD = wire.decode_rows(encode_rows(vectors_BD, dtype), dtype, vectors_BD.shape[1])
-    return orjson.Fragment(wire.json_rows(vectors_BD, flat=flat))
+    return wire.json_rows(vectors_BD, flat=flat)
 
 
 @lru_cache(1024)
@@ -195,14 +197,16 @@ def json_table(
     found_B: NDArray[np.bool_] | None,
     num_ids: int,
     wants_found: bool,
+    texts: list[memoryview],
 ) -> dict[str, Any]:
-    """A table's part of a JSON reply."""
+    """A table's part of a JSON reply; the text of its vectors goes to `texts`."""
+    texts.append(json_vectors(vectors_BD, dtype))
     out: dict[str, Any] = {
         "table": name,
         "version": version,
         "embedding_dim": vectors_BD.shape[1],
         "dtype": dtype,
-        "vectors": json_vectors(vectors_BD, dtype),
+        "vectors": PLACE,
     }
     if found_B is not None or wants_found:
         out["found"] = np.ones(num_ids, np.bool_) if found_B is None else found_B
@@ -214,6 +218,11 @@ def encode_found(found_B: NDArray[np.bool_]) -> bytes:
     return np.packbits(found_B, bitorder="little").tobytes()
 
 
-def encode_json(value: Any) -> bytes:
-    """JSON; arrays as lists."""
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+def encode_json(value: Any, texts: Sequence[memoryview]) -> tuple[bytes | memoryview, ...]:
+    """JSON in pieces; arrays as lists, and each PLACE is the next of `texts`, which are not copied."""
+    pieces: list[bytes | memoryview] = []
+    first, *others = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).split(b"\0")
+    pieces.append(first)
+    for text, other in zip(texts, others, strict=True):
+        pieces += text, other
+    return tuple(pieces)

@@ -21,7 +21,7 @@ numba_hot = Loops("numba_hot")
 EPOCH = 10
 """Counts are halved when so many times the capacity was taken: more remember longer, fewer forget sooner."""
 _SETS_AT_ONCE = 4096
-_PAGE, _TOUCHED_AT_ONCE = 4096, 4 << 20
+_PAGE = 4096
 _ALIGN = 128
 """Bytes of a set's two cache lines: processors fetch them together."""
 
@@ -49,8 +49,7 @@ class HotTier:
         self.embedding_dim, self.num_rows = embedding_dim, num_sets * ways
         memory = np.zeros(fixed + num_sets * set_bytes, np.uint8)
         self.num_bytes = memory.nbytes
-        for begin in range(0, len(memory), _TOUCHED_AT_ONCE):  # not by `put`, which holds the GIL
-            memory[begin : begin + _TOUCHED_AT_ONCE : _PAGE] = 0
+        memory[::_PAGE] = 0  # here, without the GIL, and not by `put`, which holds it
         start = -memory.ctypes.data % _ALIGN
         ends = np.cumsum([start, 8 * set_words * num_sets, 4 * embedding_dim * self.num_rows, 16])
         sets, vectors, clock = (memory[a:b] for a, b in pairwise(ends))

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from embstore.errors import BadRequest, TooManyIds, Unprocessable
@@ -79,7 +78,8 @@ class InferRequest(NamedTuple):
 
 
 class Output(NamedTuple):
-    """One output of a reply: a buffer of its bytes where it goes as binary data, else what JSON has of it, flat."""
+    """One output of a reply: a buffer of its bytes where it goes as binary data, else its text in JSON, or a flat array
+    that JSON is made of."""
 
     name: str
     datatype: str
@@ -367,7 +367,7 @@ def encode_infer(
     lease: Any = None,
 ) -> Reply:
     """The reply that carries these outputs; buffers of binary ones are sent as they are."""
-    listed, buffers = [], []
+    listed, texts, buffers = [], [], []
     for output in outputs:
         entry: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
         if output.binary:
@@ -377,14 +377,18 @@ def encode_infer(
             if output.parameters:
                 entry["parameters"] = output.parameters
             entry["data"] = output.data
+            if isinstance(output.data, memoryview):
+                entry["data"] = codec.PLACE
+                texts.append(output.data)
         listed.append(entry)
     body: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": listed}
     if request_id is not None:
         body["id"] = request_id
     if parameters:
         body["parameters"] = parameters
-    head = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    head = codec.encode_json(body, texts)
     if not buffers:
-        return Reply(200, b"content-type: application/json\r\n", (head,), lease)
-    lines = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n" % len(head)
-    return Reply(200, lines, (head, *buffers), lease)
+        return Reply(200, b"content-type: application/json\r\n", head, lease)
+    length = sum(map(len, head))
+    lines = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n" % length
+    return Reply(200, lines, (*head, *buffers), lease)

@@ -45,7 +45,9 @@ class Settings(BaseSettings):
         "for each table whether that is faster than computing them.",
     )
     cache_bytes: int = Field(
-        default=256 << 20, ge=1 << 16, description="Most bytes of rows kept ready for one table in this process."
+        default=256 << 20,
+        ge=1 << 16,
+        description="Most bytes of rows kept ready for one table in this process; taken at once where it pays.",
     )
     redis_timeout_ms: int = Field(default=5, ge=1, le=1000, description="Most time one Redis operation may take.")
     cache_ttl_seconds: int = Field(default=3600, ge=1, description="How long a row stays in Redis.")

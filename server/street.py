@@ -293,14 +293,14 @@ class Street:
         return self._reply_many(request, release, asked, done, body)
 
     def _reply_many(
-        self, request: Request, release: str | None, asked: list[_Asked], fetched: list[Fetched], body: bytes
+        self, request: Request, release: str | None, asked: list[_Asked], fetched: list[Fetched], body: tuple[Any, ...]
     ) -> Reply:
         request.check_deadline()
         now = time.perf_counter()
         for one, vectors in zip(asked, fetched, strict=True):
             self.lookups.count(one.table.name, "json", now - request.began, len(one.keys), vectors.missing)
         head = _JSON_HEAD if release is None else _JSON_HEAD + b"x-embedding-release: %s\r\n" % release.encode()
-        return Reply(200, head, (body,))
+        return Reply(200, head, body)
 
     def _check_counts(
         self, tables: Mapping[str, Table], bodies: Mapping[str, codec.LookupBody], bags_of: Mapping[str, Bags | None]
@@ -372,19 +372,21 @@ def _takes_long(asked: _Asked, fetched: Any) -> bool:
 def _encoded(asked: _Asked, fetched: Fetched) -> tuple[Any, ...]:
     """The body of a reply of one table."""
     if asked.protocol == "json":
-        return (codec.encode_json(_json_table(asked, fetched)),)
+        texts: list[memoryview] = []
+        return codec.encode_json(_json_table(asked, fetched, texts), texts)
     rows = codec.encode_rows(fetched.vectors_BD, asked.dtype)
     return (rows,) if fetched.found_B is None else (rows, codec.encode_found(fetched.found_B))
 
 
-def _encoded_many(release: str | None, asked: list[_Asked], fetched: list[Fetched]) -> bytes:
+def _encoded_many(release: str | None, asked: list[_Asked], fetched: list[Fetched]) -> tuple[Any, ...]:
     """The body of a reply of many tables."""
-    tables = {one.table.name: _json_table(one, vectors) for one, vectors in zip(asked, fetched, strict=True)}
-    return codec.encode_json({"release": release, "tables": tables})
+    texts: list[memoryview] = []
+    tables = {one.table.name: _json_table(one, vectors, texts) for one, vectors in zip(asked, fetched, strict=True)}
+    return codec.encode_json({"release": release, "tables": tables}, texts)
 
 
-def _json_table(asked: _Asked, fetched: Fetched) -> dict[str, Any]:
-    table = asked.table
+def _json_table(asked: _Asked, fetched: Fetched, texts: list[memoryview]) -> dict[str, Any]:
+    table, found_B, num_ids = asked.table, fetched.found_B, len(asked.keys)
     return codec.json_table(
-        table.name, table.version, asked.dtype, fetched.vectors_BD, fetched.found_B, len(asked.keys), asked.wants_found
+        table.name, table.version, asked.dtype, fetched.vectors_BD, found_B, num_ids, asked.wants_found, texts
     )

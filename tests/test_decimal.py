@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from embstore import wire
-from embstore.kernels.numba_decimal import AT_ONCE, MOST_BYTES
+from embstore.kernels.numba_decimal import AT_ONCE, MOST_BYTES, put_numbers
 
 Floats = NDArray[np.float32]
 
@@ -33,7 +33,7 @@ def digits_of(text: str) -> tuple[str, int]:
 
 def check(numbers: Floats) -> None:
     """Read back equal, and in the digits that orjson finds: the fewest, and of those the nearest."""
-    text = wire.json_rows(numbers.reshape(1, -1), flat=True)
+    text = bytes(wire.json_rows(numbers.reshape(1, -1), flat=True))
     theirs = orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
     if text != theirs:  # another notation would do
         for own, other in zip(text[1:-1].split(b","), theirs[1:-1].split(b","), strict=True):
@@ -68,7 +68,7 @@ def test_numbers_of_few_digits() -> None:
 def test_digits_are_the_fewest(number: float) -> None:
     """As many as numpy says are needed, which finds them another way."""
     wanted = np.format_float_scientific(np.float32(number), unique=True, trim="-")
-    text = wire.json_rows(np.array([[number]], np.float32), flat=True).decode()
+    text = bytes(wire.json_rows(np.array([[number]], np.float32), flat=True)).decode()
     assert digits_of(text[1:-1]) == digits_of(wanted) or number == 0
 
 
@@ -86,16 +86,26 @@ def test_what_it_looks_like() -> None:
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, AT_ONCE - 1, AT_ONCE, AT_ONCE + 1, 3 * AT_ONCE])
 @pytest.mark.parametrize("width", [1, 3, AT_ONCE, AT_ONCE + 1])
+@pytest.mark.parametrize("number", [-1.2345678e-6, -1.2345678e-38, 0.0, np.nan, -16777216.0, 1.5])
+def test_nothing_is_written_beyond_the_room(num_rows: int, width: int, number: float) -> None:
+    """Over the ends of blocks, with the longest numbers and the shortest: the room that is promised is enough."""
+    bits = np.full(num_rows * width, number, np.float32).view(np.uint32)
+    for columns, room in ((width, MOST_BYTES * len(bits) + 2 * num_rows + 2), (0, MOST_BYTES * len(bits) + 2)):
+        memory = np.full(room + 200, 0xA5, np.uint8)
+        length = put_numbers(bits, columns, memory[100 : 100 + room])
+        assert length <= room
+        assert (memory[:100] == 0xA5).all()
+        assert (memory[100 + room :] == 0xA5).all()
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 2, AT_ONCE + 1])
+@pytest.mark.parametrize("width", [1, 3, AT_ONCE])
 def test_rows_and_flat_lists(num_rows: int, width: int) -> None:
-    """The same numbers in the shape that was asked for, over the ends of blocks, and never beyond the room there is."""
-    longest = np.array(-1.2345678e-6, np.float32)
-    assert len(wire.json_rows(longest.reshape(1, 1), flat=True)) <= MOST_BYTES + 1
-    numbers = np.full((num_rows, width), longest)
-    if numbers.size:
-        numbers[:, 0] = np.arange(num_rows)
-    assert np.array_equal(np.array(json.loads(wire.json_rows(numbers)), np.float32).reshape(num_rows, width), numbers)
-    assert json.loads(wire.json_rows(numbers, flat=True)) == [
-        float(x) for x in json.loads(orjson.dumps(numbers.reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY))
-    ]
-    transposed = np.asfortranarray(numbers)
-    assert wire.json_rows(transposed) == wire.json_rows(numbers)
+    """The same numbers in the shape that was asked for, whatever their layout in memory."""
+    numbers = np.random.default_rng(0).standard_normal((num_rows, width), np.float32)
+    nested, flat = (json.loads(bytes(wire.json_rows(numbers, flat=flat))) for flat in (False, True))
+    assert [len(row) for row in nested] == [width] * num_rows
+    assert [number for row in nested for number in row] == flat
+    assert np.array_equal(np.array(flat, np.float32), numbers.reshape(-1))
+    for other in (np.asfortranarray(numbers), numbers.astype(">f4"), np.repeat(numbers, 2, axis=1)[:, ::2]):
+        assert wire.json_rows(other) == wire.json_rows(numbers)

@@ -73,6 +73,14 @@ def test_many_numbers_as_json_are_written_in_a_thread(
         assert counts.counted == [("item", "open-inference", num_ids, 0)]
 
 
+def test_text_of_the_caller_is_never_taken_for_the_place_of_vectors(snapshot: Snapshot) -> None:
+    """Vectors are put into JSON that is written already, at a byte that JSON escapes: an id with it comes whole."""
+    sent = body_of({"ids": ("INT64", [3, 0])}, {"ids"}, id="a\0b", parameters={"binary_data_output": False})
+    head, outputs = outputs_of(answer(snapshot, "item", *sent))
+    assert head["id"] == "a\0b"
+    np.testing.assert_array_equal(outputs["embeddings"], VECTORS[[3, 0]])
+
+
 def test_float32_rows_are_sent_from_the_memory_they_were_looked_up_into(snapshot: Snapshot) -> None:
     """Binary float32 vectors are not copied, and their memory is lent until they are sent; other replies lend none."""
     for dtype, lent in (("FP32", True), ("FP16", False)):

@@ -218,6 +218,8 @@ def test_files_that_are_no_results_are_one_line(here: Here, tmp_path: Path) -> N
         ([ran(5, invalid=BUSY)], 1, "the run is invalid, so that p99>10ms says nothing: all of its core"),
         ([ran(20, invalid=LATE)], 1, "the run is invalid, so that p99>10ms says nothing: the generator was late"),
         ([ran(5, invalid=LATE)], 0, ""),
+        ([ran(20), ran(5, invalid=LATE), ran(20, invalid=LATE)], 1, "2 of 3 runs are invalid, so that p99>10ms says"),
+        ([ran(5), ran(5, invalid=LATE), ran(20, invalid=LATE)], 0, ""),
         ([ran(5), ran(20), ran(5)], 0, ""),
         ([ran(20), ran(5), ran(20)], 1, "failed, because p99>10ms holds in 2 of 3 runs: p99 is 20.0 ms"),
         ([ran(20, invalid=BUSY), ran(5), ran(5)], 0, ""),

@@ -75,12 +75,19 @@ def test_a_condition_says_whether_it_holds(text: str, value: float, holds: bool)
         ("p99<10ms", 11e6, False),
         ("max<=10ms", 10e6, True),
         ("mean>=10ms", 10e6, False),
+        ("service_p99>10ms", 11e6, False),
         ("lag_p99>1ms", 2e6, True),
-        ("error_rate>1%", 0.5, True),
+        ("error_rate>1%", 0.5, False),
+        ("error_rate>1%", 0.005, True),
+        ("status_503>0", 3, False),
+        ("goodput<100/s", 90, False),
+        ("goodput<100/s", 110, True),
+        ("status_200>10", 20, True),
+        ("offered<100/s", 90, True),
     ],
 )
-def test_an_upper_bound_below_the_limit_is_enough(text: str, bound: float, sure: bool) -> None:
-    """A latency that is known from above only is on the limit's lower side for sure, and never on its upper one."""
+def test_what_a_late_generator_leaves_sure(text: str, bound: float, sure: bool) -> None:
+    """Lag makes times longer, failures more and successes fewer: figures on the better side of a limit are there."""
     assert parse(text).sure(bound) is sure
 
 

@@ -12,10 +12,11 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from numba import njit, types
+from numba.core.errors import NumbaError
 
 log = logging.getLogger(__name__)
 _LOCK = threading.Lock()
@@ -35,13 +36,19 @@ def compiled(*signatures: Any, nogil: bool = True) -> Callable[[Callable[..., An
 def _compile(function: Callable[..., Any], signatures: list[Any], nogil: bool = True) -> Any:
     options: dict[str, Any] = {"nogil": nogil, "error_model": "numpy"}
     try:
-        with _turn(
-            njit(cache=True, **options)(function).stats.cache_path, f"{function.__module__}.{function.__name__}"
-        ):
-            return njit(signatures, cache=True, **options)(function)
-    except (
-        Exception
-    ) as error:  # no place for the code, or what is there cannot be read; a fault of the loop comes again
+        kept = njit(cache=True, **options)(function)
+        with _turn(kept.stats.cache_path, f"{function.__module__}.{function.__name__}"):
+            try:
+                return njit(signatures, cache=True, **options)(function)
+            except NumbaError:
+                raise
+            except Exception as error:  # a file that a power cut left empty, say
+                log.warning("the code kept of %s cannot be read and is made anew: %r", function.__name__, error)
+                kept._cache.flush()
+                return njit(signatures, cache=True, **options)(function)
+    except NumbaError:  # the loop itself
+        raise
+    except Exception as error:
         log.warning("%s is compiled without a cache: %s", function.__name__, error)
         return njit(signatures, **options)(function)
 
@@ -51,19 +58,28 @@ def _turn(folder: str, name: str) -> Iterator[None]:
     """One process at a time compiles a loop: numba's index of a function's code takes no two writers.
 
     Both would take the next number for their file, and the index then gives one signature the other's code. Who waited
-    finds the code compiled. Without a lock file (a folder for reading only) nothing can be written, and none is needed.
+    finds the code compiled. Where there can be no lock (a folder for reading only, a file system without locks), none
+    is held.
     """
+    lock = _open_lock(os.path.join(folder, f"{name}.lock"))
     try:
-        lock = os.open(os.path.join(folder, f"{name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:
-        yield
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        if lock is not None:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
-        fcntl.flock(lock, fcntl.LOCK_UN)  # said, not left to close: a process forked meanwhile has the file open too
-        os.close(lock)
+        if lock is not None:
+            with suppress(OSError):  # unlocked, not left to close: a process forked meanwhile has the file open too
+                fcntl.flock(lock, fcntl.LOCK_UN)
+            os.close(lock)
+
+
+def _open_lock(path: str) -> int | None:
+    """The file, made if it is not there; somebody else's serves for reading."""
+    for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
+        with suppress(OSError):
+            return os.open(path, flags, 0o666)
+    return None
 
 
 class Kernel:

@@ -28,9 +28,7 @@ from embstore.kernels.numba_wire import BITS
 
 TEXT = types.Array(types.uint8, 1, "C")
 MOST_BYTES = 18
-"""Of one number and its comma: `-0.00000123456789,`."""
-SLACK = 8
-"""Bytes that are written after the end, and mean nothing."""
+"""Of one number and its comma: `-0.00000123456789,`. What is written behind a shorter one ends within it too."""
 AT_ONCE = 256
 
 _FIXED_FROM, _FIXED_TO = -5, 13
@@ -207,7 +205,7 @@ def _put_number(out, at, bits, digits, power, first, others):
 def put_numbers(bits, width, out):
     """Write `[...]`, and with a width `[[...],[...]]`, `width` numbers in each; how many bytes that is.
 
-    `out` has room for MOST_BYTES a number, 2 a row, 2, and SLACK. Numbers are a multiple of `width`.
+    `out` has room for MOST_BYTES a number, 2 a row, and 2. Numbers are a multiple of `width`.
     """
     digits_N, powers_N = np.empty(AT_ONCE, np.uint64), np.empty(AT_ONCE, np.int64)
     firsts_N, others_N = np.empty(AT_ONCE, np.uint64), np.empty(AT_ONCE, np.uint64)
