@@ -11,11 +11,11 @@ import httpx
 from numpy.typing import NDArray
 
 from . import _protocol
+from ._async_transport import AsyncTransport
 from ._bags import Bags
 from ._clients import (
     DEFAULT_BASE_URL,
     DEFAULT_TIMEOUT_S,
-    LIMITS,
     Shared,
     only,
     plan_ready,
@@ -70,9 +70,7 @@ class AsyncEmbeddingClient:
             max_ids=max_ids,
             observer=observer,
         )
-        network = transport or httpx.AsyncHTTPTransport(
-            verify=ssl_context_for(shared.base_urls, verify) or _unused_context(), limits=LIMITS
-        )
+        network = transport or AsyncTransport(ssl_context_for(shared.base_urls, verify))
         self._carrier = Tasks(shared, network)
         shared.claim_cache()
 
@@ -148,8 +146,3 @@ class AsyncEmbeddingClient:
 
     def __repr__(self) -> str:
         return self._shared.describe("AsyncEmbeddingClient")
-
-
-def _unused_context() -> ssl.SSLContext:
-    """For addresses without TLS: httpx reads all public roots unless it is given a context."""
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -17,6 +17,7 @@ from . import _protocol
 from ._attempts import Attempt, Attempts, EachAddress, Traffic, late, reason_of
 from ._deadline import Deadline, GivenUp
 from ._errors import ConnectionFailed, NotReady, ProtocolError, Timeout
+from ._idle import NO_ROOM
 from ._near_cache import NearCache
 from ._observe import Observer
 from ._options import check_on_missing
@@ -31,10 +32,6 @@ T = TypeVar("T")
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_S = 1.0
 LONGEST_TIMEOUT_S = 86_400.0
-
-# Idle connections go after 30 s, before the server (75 s) or a proxy (often 60 s) closes its side: a call sent
-# into that closing would fail.
-LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=30.0)
 
 FAULTS = (
     httpx.TransportError,  # timeouts are among them
@@ -143,6 +140,8 @@ class Shared:
         if isinstance(fault, httpx.TimeoutException | httpcore.TimeoutException | TimeoutError):
             if isinstance(fault, httpx.ConnectTimeout | httpcore.ConnectTimeout) and deadline.left() > 0:
                 return Timeout(f"no connection to {url} in time: {why}", timeout_s=deadline.timeout_s)
+            if attempt.patience.queues:
+                return Timeout(f"{NO_ROOM}, for {deadline.timeout_s:g} s", timeout_s=deadline.timeout_s)
             return late(attempt.address, deadline)
         if isinstance(fault, httpx.DecodingError):
             return ProtocolError(f"the answer from {url} cannot be decoded: {why}")

@@ -15,7 +15,6 @@ from ._bags import Bags
 from ._clients import (
     DEFAULT_BASE_URL,
     DEFAULT_TIMEOUT_S,
-    LIMITS,
     Shared,
     only,
     plan_ready,
@@ -87,9 +86,7 @@ class EmbeddingClient:
             max_ids=max_ids,
             observer=observer,
         )
-        self._carrier = Threads(
-            shared, transport or DeadlineTransport(LIMITS, ssl_context_for(shared.base_urls, verify))
-        )
+        self._carrier = Threads(shared, transport or DeadlineTransport(ssl_context_for(shared.base_urls, verify)))
         shared.claim_cache()
 
     def lookup(

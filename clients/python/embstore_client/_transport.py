@@ -1,4 +1,4 @@
-"""The network under the sync client: httpcore's own pool, over sockets that know the deadline of their call.
+"""The network under the sync client: httpcore's connections, over sockets that know the deadline of their call.
 
 httpx's timeouts bound one read each, so a server that sends one byte of a header now and then could hold a call for
 ever. Here every read and write asks what is left. A proxy of the environment is not used: pass
@@ -10,56 +10,101 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import httpcore
 import httpx
 
 from ._deadline import Patience, Seconds
+from ._idle import KEEPALIVE_S, MAX_CONNECTIONS, NO_ROOM, Idle
 
 SocketOptions = Iterable[tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]]
 
 
 class DeadlineTransport(httpx.BaseTransport):
-    """httpx requests over a pool of connections, each call ending within its deadline."""
+    """httpx requests over kept connections, each call ending within its deadline."""
 
-    def __init__(self, limits: httpx.Limits, ssl_context: ssl.SSLContext | None) -> None:
-        self._pool = httpcore.ConnectionPool(
-            ssl_context=ssl_context,
-            max_connections=limits.max_connections,
-            max_keepalive_connections=limits.max_keepalive_connections,
-            keepalive_expiry=limits.keepalive_expiry,
-            network_backend=_Network(),
-        )
+    def __init__(self, ssl_context: ssl.SSLContext | None) -> None:
+        self._ssl_context, self._network = ssl_context, _Network()
+        self._idle: Idle[httpcore.ConnectionInterface] = Idle(time.monotonic)
+        self._room = threading.Semaphore(MAX_CONNECTIONS)
+        self._closed = False
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        url = request.url
-        response = self._pool.handle_request(
-            httpcore.Request(
-                request.method,
-                httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-                headers=request.headers.raw,
-                content=request.stream,
-                extensions=request.extensions,
-            )
-        )
-        return httpx.Response(response.status, headers=response.headers, stream=_Body(response))
+        sent = core_request(request)
+        wait = _left(request.extensions.get("timeout", {}).get("pool"), httpcore.PoolTimeout)
+        if not self._room.acquire(timeout=wait):
+            raise httpcore.PoolTimeout(NO_ROOM)
+        connection = None
+        try:
+            connection = self._take(sent.url.origin)
+            response = connection.handle_request(sent)
+        except BaseException:
+            self._give_back(sent.url.origin, connection)
+            raise
+        stream = _Body(response, partial(self._give_back, sent.url.origin, connection))
+        return httpx.Response(response.status, headers=response.headers, stream=stream)
 
     def close(self) -> None:
-        self._pool.close()
+        self._closed = True
+        for connection in self._idle.clear():
+            connection.close()
+
+    def _take(self, origin: httpcore.Origin) -> httpcore.ConnectionInterface:
+        spoilt: list[httpcore.ConnectionInterface] = []
+        connection = self._idle.take(origin, spoilt)
+        for old in spoilt:
+            old.close()
+        if connection is not None:
+            return connection
+        return httpcore.HTTPConnection(
+            origin, self._ssl_context, keepalive_expiry=KEEPALIVE_S, network_backend=self._network
+        )
+
+    def _give_back(self, origin: httpcore.Origin, connection: httpcore.ConnectionInterface | None) -> None:
+        """A call has ended, however it did."""
+        self._room.release()
+        if connection is not None:
+            done = connection if self._closed else self._idle.put(origin, connection)
+            if done is not None:
+                done.close()
+        if self._closed:  # meanwhile
+            self.close()
+
+
+def core_request(request: httpx.Request) -> httpcore.Request:
+    """The same for httpcore."""
+    url = request.url
+    return httpcore.Request(
+        request.method,
+        httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+        headers=request.headers.raw,
+        content=request.stream,
+        extensions=request.extensions,
+    )
 
 
 class _Body(httpx.SyncByteStream):
-    def __init__(self, response: httpcore.Response) -> None:
-        self._response = response
+    def __init__(self, response: httpcore.Response, ended: Callable[[], None]) -> None:
+        self._response, self._ended = response, ended
 
     def __iter__(self) -> Iterator[bytes]:
         return self._response.iter_stream()
 
     def close(self) -> None:
-        self._response.close()
+        ended, self._ended = self._ended, _nothing
+        try:
+            self._response.close()
+        finally:
+            ended()
+
+
+def _nothing() -> None:
+    """Nothing is left to do."""
 
 
 class _Network(httpcore.NetworkBackend):
