@@ -5,18 +5,22 @@ Exit codes: 0 ok, 1 failure, 2 usage, 3 verification failed, 4 not found, 5 conf
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from embstore.bench.command import app as bench
 from embstore.compress.command import compress
 from embstore.errors import ConfigError, Conflict, EmbstoreError, NotFound, VerificationFailed
-from embstore.render import console, curl_lines, facts, listing, show, training_table, vectors_table
+from embstore.render import console, curl_lines, facts, listing, moved_line, show, training_table, vectors_table
 from loadtest.command import loadtest_app
+
+if TYPE_CHECKING:
+    from embstore.publish import Store
 
 app = typer.Typer(
     name="embstore",
@@ -24,7 +28,6 @@ app = typer.Typer(
     epilog="Start with `embstore demo`: it trains, publishes and serves. Every server flag has an "
     "environment twin, EMBSTORE_<NAME>. Exit codes: 0 ok, 1 failure, 2 usage, 3 verification failed, 4 not found, "
     "5 conflict.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -69,6 +72,21 @@ def fail(message: str, code: int) -> None:
     if message:
         sys.stderr.write(f"embstore: {' '.join(message.split())}\n")
     sys.exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def program(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version of embstore.")] = False,
+) -> None:
+    """Without a command: the help, or the version."""
+    from embstore import __version__
+
+    if version:
+        sys.stdout.write(f"embstore {__version__}\n")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
 
 
 @app.command()
@@ -144,17 +162,28 @@ def publish(
     ] = "float32",
     label: Annotated[str, typer.Option(help="Label to move to the new version.")] = "latest",
     no_promote: Annotated[bool, typer.Option("--no-promote", help="Publish without moving any label.")] = False,
+    new_id_type: Annotated[
+        bool, typer.Option("--new-id-type", help="Move the label even from string ids to integers, or back.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Publish a file of vectors as a new version of a table."""
     import embstore
 
-    version = embstore.open_store(store).publish(table, file, label=None if no_promote else label, dtype=dtype)
-    moved = None if no_promote else label
+    opened, moved = embstore.open_store(store), None if no_promote else label
+    before = opened.labelled(table, moved) if moved else None
+    version = opened.publish(table, file, label=moved, dtype=dtype, new_id_type=new_id_type)
+    dim, dim_before = opened.manifest(table, version).embedding_dim, before.embedding_dim if before else None
     show(
         json,
-        {"table": table, "version": version, "label": moved},
-        lambda: f"published {table} version {version}" + (f", label {moved} moved to it" if moved else ""),
+        {
+            "table": table,
+            "version": version,
+            "label": moved,
+            "embedding_dim": dim,
+            "embedding_dim_before": dim_before,
+        },
+        lambda: f"published {table} version {version}{moved_line(moved, dim, dim_before)}",
     )
 
 
@@ -191,7 +220,22 @@ def list_(store: StoreOption = DEFAULT_STORE, json: JsonOption = False) -> None:
                 }
             )
     releases = [{"release": r.id, "tables": r.tables, "created": r.created} for r in files.releases()]
-    show(json, {"versions": tables, "releases": releases}, lambda: listing(tables, releases))
+    none = f"no tables in the store {files.root.absolute()}" if files.exists() else _no_store(files.root)
+    show(json, {"versions": tables, "releases": releases}, lambda: listing(tables, releases) if tables else none)
+
+
+def _no_store(root: Path) -> str:
+    return f"there is no store {root.absolute()}: no such folder; --store or EMBSTORE_STORE names another"
+
+
+def _opened(store: Path) -> Store:
+    """A store to read from; NotFound when its folder is not there."""
+    import embstore
+
+    opened = embstore.open_store(store)
+    if not opened.exists():
+        raise NotFound(_no_store(opened.root))
+    return opened
 
 
 @app.command()
@@ -202,9 +246,7 @@ def inspect(
     json: JsonOption = False,
 ) -> None:
     """Everything about one version: scheme, sizes, ids, digests, training metrics. Verifies every byte."""
-    import embstore
-
-    loaded = embstore.open_store(store).load(table, version)
+    loaded = _opened(store).load(table, version)
     manifest = loaded.manifest
     assert manifest is not None
     full = 4 * manifest.num_embeddings * manifest.embedding_dim
@@ -245,9 +287,7 @@ def promote(
     json: JsonOption = False,
 ) -> None:
     """Verify a version and point a label at it; servers that watch the store follow."""
-    import embstore
-
-    opened = embstore.open_store(store)
+    opened = _opened(store)
     number = opened.load(table, version).version
     with opened.turn():
         opened.set_label(table, label, number)
@@ -308,7 +348,7 @@ def config(json: JsonOption = False) -> None:
     from server.settings import read_settings, redacted
 
     settings = redacted(read_settings())
-    show(json, settings, lambda: facts(settings))
+    show(json, settings, lambda: facts(settings | {"port": str(settings["port"])}))  # no thousands in a port
 
 
 @app.command()
@@ -319,33 +359,55 @@ def lookup(
     url: Annotated[str, typer.Option(help="Ask a server, unless --store is given.")] = "http://127.0.0.1:8000",
     version: VersionOption = "latest",
     on_missing: Annotated[str, typer.Option(help="zero, default, error or hash.")] = "zero",
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(help="File whose first line that is no comment is the API key; or set EMBSTORE_API_KEY."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Look ids up, in a running server or directly in a store."""
-    if store is not None:
-        rows, found, number = _lookup_in_store(store, table, ids, version, on_missing)
+    if store is None:
+        rows, found, number = _lookup_over_http(url, _api_key(api_key_file), table, ids, version, on_missing)
+    elif api_key_file is not None:
+        raise ConfigError("--api-key-file is for a server, --store reads without one: leave one of them out")
     else:
-        rows, found, number = _lookup_over_http(url, table, ids, version, on_missing)
+        rows, found, number = _lookup_in_store(store, table, ids, version, on_missing)
     about = {"table": table, "version": number, "vectors": rows, "found": found}
     show(json, about, lambda: vectors_table(table, number, ids, rows, found))
 
 
 def _lookup_in_store(store: Path, table: str, ids: list[str], version: str, on_missing: str) -> Any:
-    import embstore
-
-    loaded = embstore.open_store(store).load(table, version)
+    loaded = _opened(store).load(table, version)
     keys = ids if loaded.ids.key_type is str else _integers(table, ids)
     vectors, found = loaded.lookup(keys, return_found=True, on_missing=on_missing)
     return vectors.tolist(), found.tolist(), loaded.version
 
 
-def _lookup_over_http(url: str, table: str, ids: list[str], version: str, on_missing: str) -> Any:
+def _api_key(file: Path | None) -> str | None:
+    """The key for a server: of the file, else of EMBSTORE_API_KEY, else none; ConfigError when it cannot be sent."""
+    where, key = "EMBSTORE_API_KEY", os.environ.get("EMBSTORE_API_KEY", "").strip()
+    if file is not None:
+        where = f"--api-key-file {file}"
+        try:
+            lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
+        except (OSError, UnicodeError) as error:
+            raise ConfigError(f"{where}: {getattr(error, 'strerror', None) or error}") from error
+        key = next((line for line in lines if line and not line.startswith("#")), "")
+        if not key:
+            raise ConfigError(f"{where}: there is no key in it")
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{where}: a key is made of printable ASCII characters")
+    return key or None
+
+
+def _lookup_over_http(url: str, key: str | None, table: str, ids: list[str], version: str, on_missing: str) -> Any:
     import httpx
 
     ref = "" if version == "latest" else f"/versions/{version}" if version.isdecimal() else f"/labels/{version}"
     body = {"ids": ids, "on_missing": on_missing, "found": True}
     try:
-        reply = httpx.post(f"{url}/v1/tables/{table}{ref}/lookup", json=body, timeout=10)
+        headers = {"x-api-key": key} if key else {}
+        reply = httpx.post(f"{url}/v1/tables/{table}{ref}/lookup", json=body, headers=headers, timeout=10)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise EmbstoreError(f"no answer from {url}: {error}; is the server running?") from error
     try:
@@ -355,6 +417,8 @@ def _lookup_over_http(url: str, table: str, ids: list[str], version: str, on_mis
         detail = str(answer["detail"])
     except (ValueError, KeyError, TypeError) as error:
         raise EmbstoreError(f"{url} answers {reply.status_code}, but not as an embstore server does") from error
+    if reply.status_code == 401:
+        detail += "; --api-key-file or EMBSTORE_API_KEY gives one"
     raise (NotFound if reply.status_code == 404 else EmbstoreError)(detail)
 
 

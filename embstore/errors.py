@@ -14,6 +14,7 @@ EmbstoreError
 ├── BadRequest               malformed_request     the request cannot be understood
 │   ├── UnsupportedMediaType unsupported_media_type
 │   ├── Unprocessable        unprocessable         understood, but a value is not allowed
+│   │   └── WrongDtype       wrong_dtype           strings for integer ids, or the other way round
 │   ├── IdOutOfRange         id_out_of_range       an id the table does not have, under on_missing=error
 │   ├── TooManyIds           too_many_ids
 │   └── BodyTooLarge         body_too_large
@@ -129,6 +130,12 @@ class Unprocessable(BadRequest):
     """The request is well formed, but a value in it is not allowed."""
 
     code = "unprocessable"
+
+
+class WrongDtype(Unprocessable):
+    """The ids are of another type than the table's: strings for integers, or the other way round."""
+
+    code = "wrong_dtype"
 
 
 class IdOutOfRange(BadRequest):

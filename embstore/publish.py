@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from embstore.errors import ConfigError, DataError, NotFound, VerificationFailed
-from embstore.ids import Dense, IdSpace, Keys, Vocabulary
+from embstore.errors import ConfigError, Conflict, DataError, NotFound, VerificationFailed
+from embstore.ids import Dense, IdSpace, Keys, StringVocabulary, Vocabulary
 from embstore.manifest import Golden, Manifest
 from embstore.parallel import num_cores
 from embstore.quantize import Slot, for_kernels, pack_tensors, packed_layout
@@ -52,6 +52,8 @@ class Publication:
     metrics: figures to keep with the version: JSON values, numpy's numbers and arrays too; NaN and infinity are not.
     default_vector: float [D] for on_missing=default; None: the mean of the table's vectors.
     dtype: how rows are stored: float32, float16, bfloat16, int8 or int4 (see embstore/quantize.py).
+    new_id_type: a label may move from string ids to integers, or back; else that is a Conflict, since whoever follows
+    the label would get errors at once.
     """
 
     source: Any
@@ -62,6 +64,7 @@ class Publication:
     scheme: str | None = None
     parameters: Mapping[str, Any] | None = None
     dtype: str = "float32"
+    new_id_type: bool = False
 
 
 class Store(FileStore):
@@ -71,16 +74,19 @@ class Store(FileStore):
         """Publish one version of one table and point `label` at it; returns its number.
 
         `source` and `options` are the fields of Publication; a path is read as a file of vectors. Raises
-        VerificationFailed on NaN or infinity, DataError or ConfigError on what cannot be a table, StoreError when the
-        disk refuses. After an error no label has moved; a disk that fails while the label is moved, the last step,
-        leaves a complete version without one.
+        VerificationFailed on NaN or infinity, DataError or ConfigError on what cannot be a table, Conflict when the
+        label points at ids of another type, StoreError when the disk refuses. After an error no label has moved; a disk
+        that fails while the label is moved, the last step, leaves a complete version without one.
         """
         if isinstance(source, str | os.PathLike):
             vectors_ND, keys = read_vectors(Path(source))
             source, options = vectors_ND, {"ids": keys, **options}
         if label is not None:
             check_label(label)
-        with self._stage(table, Publication(source, **options)) as staged, self.turn():
+        publication = Publication(source, **options)
+        with self._stage(table, publication) as staged, self.turn():
+            if label is not None and not publication.new_id_type:
+                self.check_id_type(table, label, staged.draft.id_space)
             version = staged.commit()
             if label is not None:
                 self.set_label(table, label, version)
@@ -98,12 +104,27 @@ class Store(FileStore):
         with ExitStack() as stack:
             staged = {name: stack.enter_context(self._stage(name, tables[name])) for name in tables}
             stack.enter_context(self.turn())
+            for name, publication in tables.items():
+                if label is not None and not publication.new_id_type:
+                    self.check_id_type(name, label, staged[name].draft.id_space)
             versions = {name: version.commit() for name, version in staged.items()}
             release = self.write_release(versions)
             if label is not None:
                 for name, version in versions.items():
                     self.set_label(name, label, version, release=release.id)
         return release
+
+    def check_id_type(self, table: str, label: str, id_space: str) -> None:
+        """Conflict when `label` points at string ids and this kind of id space has integers, or the other way round."""
+        before = self.labelled(table, label)
+        if before is None or (before.id_space == StringVocabulary.kind) == (id_space == StringVocabulary.kind):
+            return
+        old, new = ("strings", "integers") if before.id_space == StringVocabulary.kind else ("integers", "strings")
+        raise Conflict(
+            f"table {table!r}: label {label!r} points at version {before.version}, whose ids are {old}, and those of "
+            f"the new one are {new}: requests would fail; new_id_type (--new-id-type) moves the label all the same, "
+            "label=None (--no-promote) leaves it where it is"
+        )
 
     def load(
         self,

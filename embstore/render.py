@@ -23,16 +23,20 @@ def show(json: bool, value: Any, for_people: Callable[[], Any]) -> None:
         text = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode()
         sys.stdout.write(text + "\n")
     else:
-        console().print(for_people(), highlight=False)
+        shown = for_people()
+        console().print(shown, highlight=False, soft_wrap=isinstance(shown, str))  # a path stays in one piece
 
 
 def _table(*columns: str, title: str | None = None) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", collapse_padding=True, pad_edge=False)
     for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+        if column.startswith(">"):
+            table.add_column(column[1:], justify="right", overflow="fold", no_wrap=True)
+        else:
+            table.add_column(column, overflow="fold")
     return table
 
 
@@ -41,19 +45,29 @@ def listing(versions: list[dict[str, Any]], releases: list[dict[str, Any]]) -> A
     from rich.console import Group
     from rich.text import Text
 
-    table = _table("table", ">version", "labels", "scheme", ">ids", ">dim", ">bytes", "created")
+    table = _table("table", ">version", "labels", "scheme", ">ids", ">dim", ">bytes", "created (UTC)")
+    table.columns[-1].no_wrap = True
     for v in versions:
         if "error" in v:
             table.add_row(v["table"], str(v["version"]), Text(v["error"], style="red"))
             continue
         row = (v["table"], v["version"], ", ".join(v["labels"]), v["scheme"], f"{v['ids']:,}", v["dim"])
-        table.add_row(*map(str, row), f"{v['num_bytes']:,}", v["created"][:19])
-    shown = _table("release", "tables", "created")
+        table.add_row(*map(str, row), f"{v['num_bytes']:,}", _minute(v["created"]))
+    shown = _table("release", "tables", "created (UTC)")
     for r in releases:
-        shown.add_row(r["release"], ", ".join(f"{t} {n}" for t, n in r["tables"].items()), r["created"][:19])
-    if not versions:
-        return "no tables in this store"
+        shown.add_row(r["release"], ", ".join(f"{t} {n}" for t, n in r["tables"].items()), _minute(r["created"]))
     return Group(table, shown) if releases else table
+
+
+def _minute(created: str) -> str:
+    """Date and minute of a moment as manifests write it."""
+    return created[:16].replace("T", " ")
+
+
+def moved_line(label: str | None, dim: int, dim_before: int | None) -> str:
+    """What else is worth saying of a published version: the label that moved, and how long vectors were before."""
+    moved = f", label {label} moved to it" if label else ""
+    return moved + (f", embedding_dim {dim_before} -> {dim}" if dim_before not in (None, dim) else "")
 
 
 def facts(about: dict[str, Any]) -> Any:
@@ -97,7 +111,7 @@ def compression_table(result: Any) -> Any:
         return "none" if value is None else f"{value:.4f}"
 
     quality = result.quality
-    size = _table("scheme", "rows", ">ids", ">dim", ">bytes", ">ratio", ">of ids", title=result.vectors)
+    size = _table("scheme", "rows", ">ids", ">dim", ">bytes", ">ratio", ">bytes for ids", title=result.vectors)
     numbers = (f"{result.num_embeddings:,}", str(result.embedding_dim), f"{result.num_bytes:,}")
     size.add_row(result.scheme, result.dtype, *numbers, f"{result.ratio:.1f}x", f"{result.id_space_bytes:,}")
     percentiles = max((group.percentiles for group in quality.cosines.values()), key=len)
@@ -116,7 +130,7 @@ def compression_table(result: Any) -> Any:
             kept.add_row(title, shown(getattr(quality.recall, name)))
     if result.version is None:
         return Group(size, kept, cosines, "nothing is published: --table NAME publishes it")
-    moved = f", label {result.label} moved to it" if result.label else ""
+    moved = moved_line(result.label, result.embedding_dim, result.embedding_dim_before)
     return Group(size, kept, cosines, f"published {result.table} version {result.version}{moved}")
 
 

@@ -32,6 +32,7 @@ from embstore.arrays import map_file, read_arrays, write_arrays
 from embstore.errors import (
     ConfigError,
     LabelNotFound,
+    NotFound,
     ReleaseNotFound,
     TableNotFound,
     VerificationFailed,
@@ -124,6 +125,15 @@ class FileStore:
 
     # ---- reading ----------------------------------------------------------------------------------------------
 
+    def exists(self) -> bool:
+        """Whether the folder is there; StoreError when the disk does not say."""
+        with storing(f"reading {self.root}"):
+            try:
+                self.root.stat()
+            except FileNotFoundError:
+                return False
+        return True
+
     def tables(self) -> list[str]:
         """Names of the tables that have at least one version."""
         folder = self.root / "tables"
@@ -177,6 +187,13 @@ class FileStore:
         if label is None:
             raise LabelNotFound(table, ref, f"; it has {_listed(sorted(self.labels(table)))}")
         return label.version
+
+    def labelled(self, table: str, label: str) -> Manifest | None:
+        """The manifest of the version that a label points at; None where there is none, or none that can be read."""
+        try:
+            return self.manifest(table, self.resolve(table, label))
+        except (NotFound, VerificationFailed):
+            return None
 
     def manifest(self, table: str, version: int) -> Manifest:
         """The manifest of a version; VersionNotFound, or VerificationFailed when it cannot be trusted."""
@@ -294,7 +311,7 @@ class FileStore:
         """The versions of a table that has some; TableNotFound lists the tables there are."""
         versions = self.versions(table)
         if not versions:
-            raise TableNotFound(table, f"in this store; it has {_listed(self.tables())}")
+            raise TableNotFound(table, f"in the store {self.root.absolute()}; it has {_listed(self.tables())}")
         return versions
 
     def _release(self, release: str) -> Release | None:

@@ -69,6 +69,9 @@ def _read_parquet(path: Path) -> tuple[NDArray[Any], NDArray[np.int64] | list[st
     ids, vectors = frame[keys[0]], frame[lists[0]]
     if frame.height == 0 or ids.null_count() or vectors.null_count():
         raise DataError(f"{path}: {'no rows' if frame.height == 0 else 'ids and vectors must not be null'}")
+    if not (first := ids.is_first_distinct()).all():
+        row = int(first.not_().arg_max() or 0)
+        raise DataError(f"{path}: id {ids[row]!r} is there twice, the second time in row {row:,}")
     widths = (pl.Series([vectors.dtype.size]) if isinstance(vectors.dtype, pl.Array) else vectors.list.len()).unique()
     if len(widths) != 1 or not widths[0]:
         raise DataError(f"{path}: vectors in {lists[0]!r} have different lengths")

@@ -19,7 +19,7 @@ LOOK_SECONDS = 5.0
 _ERRORS = {
     400: "Malformed",
     401: "An admin key is needed",
-    403: "Not allowed here",
+    403: "The key is for lookups alone, or changes are off here",
     404: "No such table",
     409: "The version is not ready here",
     413: "Too many bytes",

@@ -34,18 +34,21 @@ class Keys:
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
         """Unauthorized unless the call carries a key, where keys are needed."""
-        if not self.open and not _holds(self._any, headers):
-            raise Unauthorized("this call needs an API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+        if not self.open:
+            _check_known(self._any, _given(headers), "an API key")
 
     def check_admin(self, headers: Mapping[bytes, bytes]) -> None:
-        """Forbidden or Unauthorized unless the call may change what is served."""
+        """Unauthorized without a key that is known, Forbidden unless it may change what is served."""
         if not self._admin:
             if not self._local:
                 raise Forbidden("changes are off: this server listens beyond loopback and has no admin_keys_file")
             _check_no_page(headers)
             self.check(headers)
-        elif not _holds(self._admin, headers):
-            raise Unauthorized("this call needs an admin key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+            return
+        given = _given(headers)
+        _check_known([*self._any, *self._admin], given, "an admin key")
+        if not _holds(self._admin, given):
+            raise Forbidden("this API key is for lookups alone: the call needs an admin key, of admin_keys_file")
 
 
 def require_admin(request: Request) -> None:
@@ -68,13 +71,25 @@ def _check_no_page(headers: Mapping[bytes, bytes]) -> None:
         )
 
 
-def _holds(keys: list[bytes], headers: Mapping[bytes, bytes]) -> bool:
+def _given(headers: Mapping[bytes, bytes]) -> bytes:
+    """The key that a call carries, b"" where there is none."""
     given = headers.get(b"x-api-key")
     if given is None:
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer":
-            return False
-    given = given.strip()
+            return b""
+    return given.strip()
+
+
+def _check_known(keys: list[bytes], given: bytes, needed: str) -> None:
+    """Unauthorized unless what is given is one of the keys."""
+    if not given:
+        raise Unauthorized(f"this call needs {needed}, as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+    if not _holds(keys, given):
+        raise Unauthorized(f"this API key is not known; the call needs {needed}")
+
+
+def _holds(keys: list[bytes], given: bytes) -> bool:
     found = False
     for key in keys:  # all of them, so that the time says nothing
         found |= hmac.compare_digest(key, given)

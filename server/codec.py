@@ -15,7 +15,7 @@ import orjson
 from numpy.typing import NDArray
 
 from embstore import wire
-from embstore.errors import BadRequest, ConfigError, DataError, TooManyIds, Unprocessable, UnsupportedMediaType
+from embstore.errors import BadRequest, ConfigError, DataError, TooManyIds, Unprocessable, WrongDtype
 from embstore.ids import Keys
 from embstore.pooling import Bags
 from embstore.table import ON_MISSING, Table
@@ -96,33 +96,44 @@ def bags_of(body: LookupBody, table: str) -> Bags | None:
 
 
 def keys_of(ids: Sequence[int | str], table: Table) -> Keys:
-    """JSON ids as what the table's id space takes: int64 [B] (decimal strings accepted), or strings."""
+    """JSON ids as what the table takes: int64 [B] (decimal strings accepted), or strings; else WrongDtype."""
     kinds = set(map(type, ids))
     if table.ids.key_type is str:
         if kinds - {str}:
             at = next(i for i, key in enumerate(ids) if not isinstance(key, str))
-            raise BadRequest(f"table {table.name!r} has string ids; ids[{at}] is {ids[at]!r}", table=table.name)
+            raise _wrong_ids(table, at, ids[at])
         return ids  # type: ignore[return-value]
     if str in kinds:
-        ids = [_integer(key, at) if isinstance(key, str) else key for at, key in enumerate(ids)]
+        ids = [_integer(key, at, table) if isinstance(key, str) else key for at, key in enumerate(ids)]
     try:
         return np.array(ids, np.int64)
     except OverflowError:
         at = next(i for i, key in enumerate(ids) if key not in _INT64)
-        raise BadRequest(f"ids[{at}] is {clip(str(ids[at]))}, which does not fit a signed 64-bit integer") from None
+        raise _wrong_ids(table, at, ids[at]) from None
 
 
-def _integer(text: str, at: int) -> int:
+def _integer(text: str, at: int, table: Table) -> int:
     digits = text.removeprefix("-")
     if not (digits.isascii() and digits.isdecimal() and len(digits) < 20):
-        raise BadRequest(f"ids[{at}] is {clip(text)}, not an integer; this table has integer ids")
+        raise _wrong_ids(table, at, text)
     return int(text)
 
 
+def _wrong_ids(table: Table, at: int, key: int | str) -> WrongDtype:
+    """What to raise for the first id that is none of the table's type."""
+    kind = "string" if table.ids.key_type is str else "int64"
+    shown = clip(key) if isinstance(key, str) else clip(str(key)).strip("'")
+    return WrongDtype(f"table {table.name!r} has {kind} ids; ids[{at}] is {shown}", table=table.name)
+
+
 def decode_octets(body: bytes, table: Table) -> NDArray[np.int64]:
-    """Little-endian int64 ids [B] as they stand in the body, without a copy."""
+    """Little-endian int64 ids [B] as they stand in the body, without a copy; WrongDtype when the table has strings."""
     if table.ids.key_type is not int:
-        raise UnsupportedMediaType(f"table {table.name!r} has string ids: send them as {JSON}", table=table.name)
+        first = f"ids[0] is {int.from_bytes(body[:8], 'little', signed=True)}, and " if len(body) >= 8 else ""
+        raise WrongDtype(
+            f"table {table.name!r} has string ids; {first}{OCTET_STREAM} is int64: send strings as {JSON}",
+            table=table.name,
+        )
     if len(body) % 8:
         raise BadRequest(f"the body has {len(body):,} bytes; int64 ids take a multiple of 8")
     return np.frombuffer(body, "<i8")

@@ -1,7 +1,8 @@
 """Liveness, start-up and readiness, known beforehand: a thread looks every second, a probe is answered at once.
 
-Ready means that every table served gave the right vectors for its golden ids a moment ago, through the same code and
-device as a lookup. A check that does not come back (a device that hangs) makes the server unready too.
+Started means that the store was looked at once. Ready means that every table served gave the right vectors for its
+golden ids a moment ago, through the same code and device as a lookup. A check that does not come back (a device that
+hangs) makes the server unready too.
 """
 
 from __future__ import annotations
@@ -41,14 +42,16 @@ class Health:
         self._stop.set()
 
     def answer(self, probe: str) -> tuple[int, bytes]:
-        """Status and body of `livez`, `startupz` or `readyz`."""
+        """Status and body of `livez`, `startupz` or `readyz`; the last two name the tables served now."""
         if probe == "livez":
             return 200, b'{"status":"ok"}'
         if probe == "startupz":
-            return _body([] if self._tables.started else ["tables are still being loaded"])
+            reasons = [] if self._tables.started else ["tables are still being loaded"]
+        else:
+            reasons = self.reasons()
         snapshot = self._tables.snapshot
         versions = {name: table.version for name, table in snapshot.latest.items()}
-        return _body(self.reasons(), versions, sorted(snapshot.unserved))
+        return _body(reasons, versions, sorted(snapshot.unserved))
 
     def reasons(self) -> list[str]:
         """Why traffic is not welcome; empty when it is."""
@@ -86,10 +89,8 @@ class Health:
         self._checked = time.monotonic()
 
 
-def _body(
-    reasons: list[str], tables: dict[str, int] | None = None, unserved: list[str] | None = None
-) -> tuple[int, bytes]:
+def _body(reasons: list[str], tables: dict[str, int], unserved: list[str]) -> tuple[int, bytes]:
     """200 or 503 and why; `unserved` are tables that have a label but no version that can be served."""
     status = "not ready" if reasons else "ok"
-    body = {"status": status, "reasons": reasons, "tables": tables or {}, "unserved": unserved or []}
+    body = {"status": status, "reasons": reasons, "tables": tables, "unserved": unserved}
     return (503 if reasons else 200), orjson.dumps(body)

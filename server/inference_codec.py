@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from embstore.errors import BadRequest, TooManyIds, Unprocessable
+from embstore.errors import BadRequest, TooManyIds, Unprocessable, WrongDtype
 from embstore.ids import Keys
 from embstore.table import Table
 from server import codec
@@ -322,21 +322,22 @@ def _flag(value: object, what: str, default: bool) -> bool:
 
 
 def keys_of(name: str, tensor: Tensor, table: Table) -> Keys:
-    """An input as what the table's id space takes: int64 [N], or strings. Integers may come as decimal strings."""
+    """An input as what the table takes: int64 [N] (decimal strings accepted), or strings; else WrongDtype."""
     datatype, values = tensor
     if table.ids.key_type is str:
-        if datatype != BYTES:
-            raise Unprocessable(
-                f"input {clip(name)} is {datatype}, but table {table.name!r} has string ids: send {BYTES}",
-                table=table.name,
-            )
-        return values
-    if isinstance(values, list):
-        try:
-            return codec.keys_of(values, table)
-        except BadRequest as error:
-            raise BadRequest(f"input {clip(name)}: {error}", table=table.name) from error
-    return int64s(name, tensor)
+        if isinstance(values, list):
+            return values
+        first = f"; ids[0] is {values[0]}" if values.size else ""
+        raise WrongDtype(
+            f"input {clip(name)} is {datatype}, but table {table.name!r} has string ids: send {BYTES}{first}",
+            table=table.name,
+        )
+    try:
+        return codec.keys_of(values, table) if isinstance(values, list) else int64s(name, tensor)
+    except WrongDtype as error:
+        raise WrongDtype(f"input {clip(name)}: {error}", table=table.name) from error
+    except BadRequest as error:
+        raise WrongDtype(f"table {table.name!r} has int64 ids; {error}", table=table.name) from error
 
 
 def int64s(name: str, tensor: Tensor) -> NDArray[np.int64]:
@@ -347,7 +348,10 @@ def int64s(name: str, tensor: Tensor) -> NDArray[np.int64]:
     if isinstance(values, list) or values.dtype.kind == "f":
         raise Unprocessable(f"input {clip(name)} is {datatype}: send INT64, or another integer type")
     if datatype == "UINT64" and values.size and int(values.max()) > _INT64_MAX:
-        raise BadRequest(f"input {clip(name)} holds {values.max()}, which does not fit a signed 64-bit integer")
+        at = int(np.argmax(values > _INT64_MAX))
+        raise BadRequest(
+            f"input {clip(name)}: element {at} is {values[at]}, which does not fit a signed 64-bit integer"
+        )
     return values.astype(np.int64)
 
 

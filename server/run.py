@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from embstore.errors import ConfigError, EmbstoreError
+from embstore.errors import ConfigError, EmbstoreError, StoreError
+from embstore.store import FileStore
 from server.preread import Preread
 from server.settings import EMBEDDED, Settings
 
@@ -39,6 +40,7 @@ def serve(settings: Settings) -> int:
     configure_logging(settings.log_level)
     log.info("starting", store=str(settings.store), workers=settings.workers)
     listener = bind(settings.host, settings.port)
+    warn_of_no_tables(settings.store)
     if settings.workers == 1:
         code = run_server(settings, listener, Preread(settings.store))
     else:
@@ -46,6 +48,18 @@ def serve(settings: Settings) -> int:
     if code == 0:
         log.info("stopped")
     return code
+
+
+def warn_of_no_tables(store: Path) -> None:
+    """Say that there is nothing to serve yet, and where it is looked for: a wrong path would be waited for forever."""
+    files = FileStore(store)
+    try:
+        if files.tables():
+            return
+        there = "the store has no tables yet" if files.exists() else "there is no such folder"
+    except StoreError:
+        return  # the thread that watches the store meets it too, and logs it
+    log.warning("nothing to serve yet: waiting for tables", store=str(files.root.absolute()), reason=there)
 
 
 def run_server(

@@ -1,4 +1,4 @@
-"""Every setting of the server: its name, default, limits and help. The only reader of the environment.
+"""Every setting of the server: its name, default, limits and help. The server's only reader of the environment.
 
 Precedence: command-line flag, then environment (`EMBSTORE_<NAME>`), then the TOML file that `EMBSTORE_CONFIG` names,
 then the default here.
@@ -18,6 +18,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from embstore.errors import ConfigError
 
+PREFIX = "EMBSTORE_"
+MISSPELT = 0.75
+"""Likeness from which a variable is a setting misspelt: PROT is, VERSION (like keep_versions) and API_KEY are not."""
 EMBEDDED = "embedded"
 """Value of `redis` for a private Valkey beside the server."""
 
@@ -25,7 +28,7 @@ EMBEDDED = "embedded"
 class Settings(BaseSettings):
     """What a server process needs to know, fixed from its start."""
 
-    model_config = SettingsConfigDict(env_prefix="EMBSTORE_", extra="forbid", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True)
 
     store: Path = Field(default=Path("store"), description="Folder of the store that is served.")
     host: str = Field(default="127.0.0.1", description="Address to listen on; loopback unless you say otherwise.")
@@ -138,10 +141,21 @@ class _TomlFile(PydanticBaseSettingsSource):
 
 def read_settings(**flags: Any) -> Settings:
     """Settings of flags (None: not given), environment and file; ConfigError names each wrong one."""
+    _check_environment()
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         raise ConfigError(f"settings: {'; '.join(_wrong(**fault) for fault in error.errors())}") from error
+
+
+def _check_environment() -> None:
+    """ConfigError for a variable that is almost a setting; one that is like none of them is somebody else's."""
+    for variable in sorted(os.environ):
+        name = variable.upper().removeprefix(PREFIX).lower()
+        if not variable.upper().startswith(PREFIX) or name in Settings.model_fields:
+            continue
+        if near := get_close_matches(name, Settings.model_fields, 1, MISSPELT):
+            raise ConfigError(f"settings: there is no setting {variable}; did you mean {PREFIX}{near[0].upper()}?")
 
 
 def _wrong(*, type: str, loc: tuple[str | int, ...], msg: str, input: Any = None, **_: Any) -> str:

@@ -30,7 +30,7 @@ _ADMIN: dict[int | str, dict[str, Any]] = {
     **_UNKNOWN,
     400: {"description": "Malformed"},
     401: {"description": "An admin key is needed"},
-    403: {"description": "Not allowed here"},
+    403: {"description": "The key is for lookups alone, or changes are off here"},
     409: {"description": "All tables together cannot be loaded or unloaded"},
     413: {"description": "Too many bytes"},
     422: {"description": "A parameter is not supported"},

@@ -30,6 +30,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield running
 
 
+def refusal(server: ServerProcess, method: str, path: str, key: str | None) -> tuple[int, str]:
+    """Status and text of a call that is refused."""
+    headers = {} if key is None else {"X-API-Key": key}
+    reply = httpx.request(method, server.url + path, json={"version": 1}, headers=headers)
+    return reply.status_code, reply.json()["detail"]
+
+
 def status(server: ServerProcess, method: str, path: str, key: str | None, bearer: bool = False) -> int:
     """What a call answers with this key."""
     headers = {} if key is None else {"Authorization": f"Bearer {key}"} if bearer else {"X-API-Key": key}
@@ -56,9 +63,35 @@ def test_probes_and_metrics_need_none(server: ServerProcess, path: str) -> None:
 
 
 def test_changes_need_an_admin_key(server: ServerProcess) -> None:
-    """A key for lookups moves no label."""
-    path = "/v1/tables/item/labels/stable"
-    assert [status(server, "PUT", path, key) for key in (None, KEY, ADMIN)] == [401, 401, 200]
+    """A key for lookups moves no label, and loads no table; who holds one is told that it is the wrong kind."""
+    path, load = "/v1/tables/item/labels/stable", "/v2/repository/models/item/load"
+    assert [status(server, "PUT", path, key) for key in (None, "nobodys-key", KEY, ADMIN)] == [401, 401, 403, 200]
+    assert [status(server, "POST", load, key) for key in (None, "nobodys-key", KEY, ADMIN)] == [401, 401, 403, 200]
+    code, text = refusal(server, "PUT", path, KEY)
+    assert (code, text) == (403, "this API key is for lookups alone: the call needs an admin key, of admin_keys_file")
+
+
+@pytest.mark.parametrize("path", [LOOKUP, "/v1/tables/item/labels/stable", "/v1/tables"])
+def test_a_wrong_key_is_told_from_none(server: ServerProcess, path: str) -> None:
+    """401 both, but who sent a key learns that it came and is not known."""
+    method = "PUT" if "labels" in path else "POST" if path == LOOKUP else "GET"
+    assert refusal(server, method, path, "nobodys-key") == (
+        401,
+        "this API key is not known; the call needs an API key",
+    )
+    for none in (None, ""):
+        code, text = refusal(server, method, path, none)
+        assert (code, text[:26]) == (401, "this call needs an API key")
+
+
+def test_admin_calls_without_keys_for_lookups() -> None:
+    """Where lookups are open, no key, a wrong one and an admin key are three different things too."""
+    keys = Keys([], [b"an-admin-key"], host="0.0.0.0")
+    keys.check_admin({b"x-api-key": b"an-admin-key"})
+    with pytest.raises(Unauthorized, match="this call needs an admin key"):
+        keys.check_admin({})
+    with pytest.raises(Unauthorized, match="this API key is not known; the call needs an admin key"):
+        keys.check_admin({b"x-api-key": b"nobodys-key"})
 
 
 def test_without_an_admin_key_changes_are_for_this_machine_alone() -> None:

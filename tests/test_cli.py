@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from serving import serving
 
+import embstore
 from embstore import cli, errors
 from embstore.publish import Publication, Store, open_store
 from embstore.schemes import MEmCom
@@ -133,23 +135,30 @@ def test_from_a_file_to_vectors(tmp_path: Path, file: Path) -> None:
         (1, ["publish", "item", "/no/such/file.npy"], "/no/such/file.npy: no such file"),
         (2, ["publish", "item"], "Missing argument 'file'."),
         (3, ["inspect", "item"], "table 'item' version 2: arrays.safetensors does not have the SHA-256"),
-        (4, ["inspect", "user"], "no table named 'user' in this store; it has item, word"),
+        (4, ["inspect", "user"], "no table named 'user' in the store STORE; it has item, word"),
+        (5, ["publish", "word", "FILE"], "table 'word': label 'latest' points at version 1, whose ids are strings"),
     ],
 )
-def test_exit_codes_of_the_process(code: int, arguments: list[str], says: str, root: Path) -> None:
-    """1 failure, 2 usage, 3 verification failed, 4 not found: the process ends with it and one line on stderr."""
+def test_exit_codes_of_the_process(code: int, arguments: list[str], says: str, root: Path, file: Path) -> None:
+    """1 failure, 2 usage, 3 verification failed, 4 not found, 5 conflict: the process ends with it and one line."""
     path = root / "tables/item/versions/2/arrays.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
-    done = command(*arguments, EMBSTORE_STORE=str(root))
-    assert one_line(done.returncode, done.stdout, done.stderr, code).startswith(says)
+    done = command(*(file if part == "FILE" else part for part in arguments), EMBSTORE_STORE=str(root))
+    assert one_line(done.returncode, done.stdout, done.stderr, code).startswith(says.replace("STORE", str(root)))
 
 
 def test_usage_on_an_empty_line() -> None:
-    """Without arguments the program tells what it can do, and that this was not it."""
+    """Without arguments the program tells what it can do."""
     done = command()
-    assert (done.returncode, done.stderr) == (2, "")
+    assert (done.returncode, done.stderr) == (0, "")
     for name in ("publish", "list", "inspect", "promote", "serve", "lookup", "config"):
         assert name in done.stdout
+
+
+def test_the_version_of_the_program(here: Here) -> None:
+    """It says which it is; a command's own --version still means a version of a table."""
+    assert here("--version") == (0, f"embstore {embstore.__version__}\n", "")
+    assert "No such option" in here.fails(2, "list", "--version")
 
 
 def test_a_closed_pipe_is_no_drama(root: Path) -> None:
@@ -179,11 +188,48 @@ def test_listing_needs_no_torch(root: Path) -> None:
 def test_publish_says_what_it_did(here: Here, root: Path, file: Path) -> None:
     """The number, and the label that moved, if one did."""
     publish = ("publish", "item", file, "--store", root)
-    assert here.json(*publish) == {"table": "item", "version": 3, "label": "latest"}
-    assert here.json(*publish, "--no-promote") == {"table": "item", "version": 4, "label": None}
-    assert here.json(*publish, "--label", "canary") == {"table": "item", "version": 5, "label": "canary"}
+    dims = {"embedding_dim": DIM, "embedding_dim_before": DIM}
+    unmoved = dims | {"embedding_dim_before": None}
+    assert here.json(*publish) == {"table": "item", "version": 3, "label": "latest"} | dims
+    assert here.json(*publish, "--no-promote") == {"table": "item", "version": 4, "label": None} | unmoved
+    assert here.json(*publish, "--label", "canary") == {"table": "item", "version": 5, "label": "canary"} | unmoved
     assert here(*publish, "--no-promote") == (0, "published item version 6\n", "")
     assert {name: at.version for name, at in Store(root).labels("item").items()} == {"latest": 3, "canary": 5}
+
+
+def test_publish_says_that_vectors_have_another_length(here: Here, root: Path, tmp_path: Path) -> None:
+    """It is published, and the line names both lengths: of the version that the label left, and of the new one."""
+    np.save(tmp_path / "short.npy", VECTORS[:, :3])
+    line = ("publish", "item", tmp_path / "short.npy", "--store", root)
+    said = "published item version 3, label latest moved to it, embedding_dim 4 -> 3\n"
+    assert here(*line) == (0, said, "")
+    assert here(*line) == (0, "published item version 4, label latest moved to it\n", "")
+    assert here(*line, "--label", "new") == (0, "published item version 5, label new moved to it\n", "")
+
+
+def test_ids_of_another_type_are_published_on_request(here: Here, root: Path, file: Path) -> None:
+    """A label that serves strings does not move to integers unless asked to; nothing else is in the way."""
+    line = ("publish", "word", file, "--store", root)
+    said = here.fails(5, *line)
+    assert "whose ids are strings, and those of the new one are integers" in said
+    assert "--new-id-type" in said
+    assert (Store(root).versions("word"), Store(root).resolve("word")) == ([1], 1)
+    assert here(*line, "--no-promote") == (0, "published word version 2\n", "")
+    assert here(*line, "--new-id-type") == (0, "published word version 3, label latest moved to it\n", "")
+
+
+def test_a_list_fits_a_narrow_terminal(here: Here, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moment stays in one line of 80 columns, beside millions of ids and hundreds of megabytes."""
+    manifest = root / "tables/item/versions/2/manifest.json"
+    raw = json.loads(manifest.read_bytes()) | {"created": "2026-07-31T10:11:12.345+00:00", "num_ids": 12_345_678}
+    raw["files"][0]["num_bytes"] = 987_654_321
+    manifest.write_text(json.dumps(raw))
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = here("list", "--store", root)
+    assert (code, out.count("2026-07-31 10:11 ")) == (0, 1)
+    (line,) = (line for line in out.splitlines() if "2026-07-31" in line)
+    for part in ("item", "memcom", "latest", "12,345,678", "987,654,321"):
+        assert part in line
 
 
 def test_list_shows_every_version_and_release(here: Here, root: Path) -> None:
@@ -205,10 +251,17 @@ def test_list_shows_every_version_and_release(here: Here, root: Path) -> None:
 
 
 def test_an_empty_store_lists_nothing(here: Here, tmp_path: Path) -> None:
-    """A store nobody published to is empty, not an error, and is not created by looking."""
-    assert here("list", "--store", tmp_path / "no") == (0, "no tables in this store\n", "")
-    assert here.json("list", "--store", tmp_path / "no") == {"versions": [], "releases": []}
-    assert not (tmp_path / "no").exists()
+    """A store nobody published to is empty, not an error, and is not created by looking; where it was is said."""
+    no = tmp_path / "no"
+    missing = f"there is no store {no}: no such folder; --store or EMBSTORE_STORE names another"
+    assert here("list", "--store", no) == (0, f"{missing}\n", "")
+    assert here.json("list", "--store", no) == {"versions": [], "releases": []}
+    for arguments in (["inspect", "item"], ["promote", "item", "1"], ["lookup", "item", "1"]):
+        assert here.fails(4, *arguments, "--store", no) == missing
+    assert not no.exists()
+    no.mkdir()
+    assert here("list", "--store", no) == (0, f"no tables in the store {no}\n", "")
+    assert here.fails(4, "inspect", "item", "--store", no) == f"no table named 'item' in the store {no}; it has none"
 
 
 def test_inspect_tells_all(here: Here, root: Path) -> None:
@@ -264,13 +317,35 @@ def test_an_id_that_is_no_integer_is_a_usage_error(here: Here, root: Path, text:
     assert said == f"table 'item' has 64-bit integer ids, got {text!r}"
 
 
+@pytest.mark.parametrize(
+    ("made", "reason"), [(False, "there is no such folder"), (True, "the store has no tables yet")]
+)
+def test_serving_nothing_is_said_once(tmp_path: Path, made: bool, reason: str) -> None:
+    """The log names the path that is waited for; what is published there later is served."""
+    root = tmp_path / "store"
+    if made:
+        root.mkdir()
+    with serving(root, tmp_path / "log", ready=False) as server:
+        (said,) = (event for event in server.events() if event["event"].startswith("nothing to serve yet"))
+        assert (said["level"], said["store"], said["reason"]) == ("warning", str(root), reason)
+        open_store(root).publish("item", VECTORS)
+        server.wait_ready()
+        assert server.stop() == 0
+        events = [event["event"] for event in server.events()]
+    assert events.count("nothing to serve yet: waiting for tables") == 1
+    with serving(root, tmp_path / "again") as server:
+        assert not any(event["event"].startswith("nothing to serve") for event in server.events())
+
+
 class Answer(BaseHTTPRequestHandler):
     """A server that answers every POST with what its class says."""
 
     status, body = 200, b""
+    key: str | None = None
 
     def do_POST(self) -> None:
-        """The answer."""
+        """The answer; which key came with the question is kept."""
+        Answer.key = self.headers["x-api-key"]
         self.rfile.read(int(self.headers["content-length"]))
         self.send_response(self.status)
         self.send_header("content-length", str(len(self.body)))
@@ -302,6 +377,48 @@ def test_lookup_asks_a_server(here: Here, url: str, monkeypatch: pytest.MonkeyPa
     for status, code in ((404, 4), (422, 1), (503, 1)):
         monkeypatch.setattr(Answer, "status", status)
         assert here.fails(code, "lookup", "item", "3", "--url", url) == "no table named 'item' is being served"
+
+
+def test_lookup_brings_a_key(here: Here, url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of the file, else of the environment, else none; never of the command line."""
+    answer = {"table": "item", "version": 7, "vectors": [[1.0, 2.0]], "found": [True]}
+    monkeypatch.setattr(Answer, "body", json.dumps(answer).encode())
+    (tmp_path / "keys").write_text("\ufeff# ours\n\n  of the file \nanother\n")
+    lookup = ("lookup", "item", "3", "--url", url)
+    here.json(*lookup)
+    assert Answer.key is None
+    here.json(*lookup, "--api-key-file", tmp_path / "keys")
+    assert Answer.key == "of the file"
+    monkeypatch.setenv("EMBSTORE_API_KEY", "of the environment")
+    here.json(*lookup)
+    assert Answer.key == "of the environment"
+    here.json(*lookup, "--api-key-file", tmp_path / "keys")
+    assert Answer.key == "of the file"
+    monkeypatch.setenv("EMBSTORE_API_KEY", "a\nb")
+    assert here.fails(2, *lookup) == "EMBSTORE_API_KEY: a key is made of printable ASCII characters"
+
+
+def test_a_key_that_is_missing_is_told_how_to_give(here: Here, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's refusal, and the two ways to bring one."""
+    monkeypatch.setattr(Answer, "status", 401)
+    monkeypatch.setattr(Answer, "body", json.dumps({"detail": "this call needs an API key"}).encode())
+    said = here.fails(1, "lookup", "item", "3", "--url", url)
+    assert said == "this call needs an API key; --api-key-file or EMBSTORE_API_KEY gives one"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [(None, "No such file or directory"), ("", "no key"), ("# only\n \n", "no key"), ("caf\u00e9", "printable ASCII")],
+)
+def test_a_file_without_a_key_is_a_usage_error(here: Here, tmp_path: Path, text: str | None, says: str) -> None:
+    """The line names the file; nothing is asked. A store needs no key at all."""
+    path = tmp_path / "key"
+    if text is not None:
+        path.write_text(text, "utf-8")
+    said = here.fails(2, "lookup", "item", "3", "--api-key-file", path)
+    assert said.startswith(f"--api-key-file {path}: ")
+    assert says in said
+    assert "is for a server" in here.fails(2, "lookup", "item", "3", "--api-key-file", path, "--store", tmp_path)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"7", b"<html>", b'{"vectors": []}', b"\xff"])
@@ -373,9 +490,40 @@ def test_config_shows_settings_by_precedence(here: Here, tmp_path: Path, monkeyp
     assert (settings["port"], settings["max_ids"], settings["host"]) == (2222, 77, "127.0.0.1")
     code, out, err = here("config")
     assert (code, err) == (0, "")
+    assert "2222" in out
     for shown in (out, json.dumps(settings)):
         assert "secret" not in shown
         assert "cache:6379" in shown
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("EMBSTORE_PORTT", "PORT"),
+        ("EMBSTORE_PROT", "PORT"),
+        ("embstore_max_id", "MAX_IDS"),
+        ("EMBSTORE_STOER", "STORE"),
+        ("EMBSTORE_API_KEY_FILE", "API_KEYS_FILE"),
+    ],
+)
+def test_a_misspelt_variable_is_a_usage_error(
+    here: Here, monkeypatch: pytest.MonkeyPatch, variable: str, meant: str
+) -> None:
+    """A setting that would have been ignored is named, with the one that was meant, before anything is served."""
+    monkeypatch.setenv(variable, "1")
+    says = f"settings: there is no setting {variable}; did you mean EMBSTORE_{meant}?"
+    assert here.fails(2, "config") == says
+    assert here.fails(2, "serve", "--port", "0") == says
+
+
+def test_other_variables_are_left_alone(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other programs read, and what an orchestrator sets for a service of our name, is no setting misspelt."""
+    names = ("DATA", "API_KEY", "TEST_EXEC", "TEST_PORT", "VERSION", "SERVICE_HOST", "SERVICE_PORT", "PORT_8000_TCP")
+    for name in names:
+        monkeypatch.setenv(f"EMBSTORE_{name}", "1")
+    monkeypatch.setenv("embstore_port", "2222")
+    monkeypatch.setenv("PROT", "1")
+    assert here.json("config")["port"] == 2222
 
 
 @pytest.mark.parametrize("text", ["port = ", "port = 'x'", "prot = 1", "\udcff"])

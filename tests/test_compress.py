@@ -28,7 +28,7 @@ from embstore.compress.fit import fit_within
 from embstore.compress.inputs import Source, read_source
 from embstore.compress.measure import measure, nearest_neighbours
 from embstore.compress.run import Job, compress
-from embstore.errors import ConfigError, DataError, StoreError
+from embstore.errors import ConfigError, Conflict, DataError, StoreError
 from embstore.progress import make_reporter
 from embstore.schemes import SCHEMES, scheme_class
 
@@ -517,6 +517,7 @@ def test_for_programs_it_prints_json_and_nothing_else(cli_run: Any, vectors: Pat
         (2, ["--scheme", "hash", "--ratio", "0.5"], "ratio must be at least 1 .*, got 0.5"),
         (2, ["--scheme", "hash", "--ratio", "nan"], "ratio must be at least 1 .*, got nan"),
         (2, ["--scheme", "hash", "--budget", "lots"], "budget must be bytes above 0, .* got 'lots'"),
+        (2, ["--scheme", "hash", "--budget", "1MB"], "1,000,000 bytes is more than the whole .* 25,600 bytes"),
         (2, ["--scheme", "hash", "--budget", "8"], "hash cannot be stored in 8 bytes here: the least is 64"),
         (2, ["--scheme", "hash", "--budget", "8", "--dtype", "int8"], "hash with int8 rows .* 8 bytes .* is 24"),
         (2, ["--scheme", "hash", "--ratio", "4", "--dtype", "int2"], "dtype must be one of float32, .* got 'int2'"),
@@ -550,6 +551,46 @@ def test_a_store_that_cannot_be_written_is_found_before_the_fit(
         compress(job, store=open_store(tmp_path / "file" / "store"))
     with pytest.raises(ConfigError, match="needs a store"):
         compress(job)
+
+
+def test_what_a_label_cannot_move_to_is_found_before_the_fit(
+    vectors: Path, keyed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids of another type, and a budget that is no compression; asked for, or with no label, the type may change."""
+    store = open_store(tmp_path / "store")
+    job = partial(Job, scheme="hash", ratio=4, table="item")
+    compress(job(vectors=keyed), store=store)
+    with monkeypatch.context() as patch:
+        patch.setattr(compress_run, "fit_within", lambda *_, **__: pytest.fail("fitted"))
+        with pytest.raises(Conflict, match="version 1, whose ids are strings, and those of the new one are integers"):
+            compress(job(vectors=vectors), store=store)
+        with pytest.raises(ConfigError, match=r"25,601 bytes .*: 25,600 bytes, 400 vectors of 16 float32"):
+            compress(Job(vectors=vectors, scheme="hash", budget=25_601))
+    assert compress(job(vectors=vectors, label=None), store=store).version == 2
+    assert compress(job(vectors=vectors, new_id_type=True), store=store).version == 3
+    assert store.resolve("item") == 3
+
+
+def test_it_says_that_vectors_have_another_length(cli_run: Any, tmp_path: Path) -> None:
+    """Both lengths, for people and for programs, when the label moves from the one to the other."""
+    np.save(tmp_path / "short.npy", VECTORS[:, :8])
+    store = open_store(tmp_path / "store")
+    store.publish("item", VECTORS)
+    line = [tmp_path / "short.npy", "--scheme", "hash", "--ratio", 4, "--table", "item", "--store", store.root]
+    assert json.loads(cli_run(*line, "--json", "--no-promote")[1])["embedding_dim_before"] is None
+    code, out, _ = cli_run(*line)
+    assert code == 0
+    assert "published item version 3, label latest moved to it, embedding_dim 16 -> 8\n" in out
+    assert json.loads(cli_run(*line, "--json")[1])["embedding_dim_before"] == 8
+
+
+def test_it_says_where_the_page_is(cli_run: Any, vectors: Path, tmp_path: Path) -> None:
+    """The last line beside the tables names the file."""
+    path = tmp_path / "r.html"
+    code, out, err = cli_run(vectors, "--scheme", "hash", "--ratio", 4, "--html", path)
+    assert code == 0
+    assert err.endswith(f"s  report written to {path}\n")
+    assert "bytes for ids" in out
 
 
 def test_options_are_toml_or_text() -> None:

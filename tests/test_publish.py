@@ -20,7 +20,15 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
-from embstore.errors import ConfigError, DataError, EmbstoreError, LabelNotFound, TableNotFound, VerificationFailed
+from embstore.errors import (
+    ConfigError,
+    Conflict,
+    DataError,
+    EmbstoreError,
+    LabelNotFound,
+    TableNotFound,
+    VerificationFailed,
+)
 from embstore.ids import Dense
 from embstore.manifest import Manifest
 from embstore.publish import Publication, Store, open_store
@@ -236,7 +244,7 @@ def test_a_vocabulary_is_given_as_keys(store: Store, keys: Any) -> None:
 def test_ids_may_be_fewer_than_rows(store: Store) -> None:
     """An IdSpace, or keys, for the first rows: the rest is not served."""
     store.publish("item", VECTORS, ids=Dense(10))
-    store.publish("item", VECTORS, ids=WORDS[:10])
+    store.publish("item", VECTORS, ids=WORDS[:10], label="words")
     for version, keys in ((1, [9, 10]), (2, [WORDS[9], WORDS[10]])):
         vectors, found = store.load("item", version).lookup(keys, return_found=True)
         assert found.tolist() == [True, False]
@@ -419,6 +427,52 @@ def test_a_bad_label_publishes_nothing(store: Store) -> None:
         with pytest.raises(ConfigError, match="label"):
             store.publish_release({"item": Publication(VECTORS)}, label=label)
     assert not store.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        (WORDS, NUMBERS, "points at version 1, whose ids are strings, and those of the new one are integers"),
+        (WORDS, None, "points at version 1, whose ids are strings, and those of the new one are integers"),
+        (NUMBERS, WORDS, "points at version 1, whose ids are integers, and those of the new one are strings"),
+        (None, WORDS, "points at version 1, whose ids are integers, and those of the new one are strings"),
+    ],
+    ids=["string to int64", "string to dense", "int64 to string", "dense to string"],
+)
+def test_a_label_stays_with_the_type_of_its_ids(store: Store, before: Any, after: Any, says: str) -> None:
+    """Nothing is published, alone or in a release, where the label's callers would get errors; unless asked for."""
+    store.publish("item", VECTORS, ids=before)
+    said = refused(store, Conflict, VECTORS, ids=after)
+    assert said.startswith("table 'item': label 'latest' ")
+    assert says in said
+    held = listing(store.root)
+    with pytest.raises(Conflict, match="table 'item'"):
+        store.publish_release({"user": Publication(VECTORS, ids=after), "item": Publication(VECTORS, ids=after)})
+    unchanged = listing(store.root)
+    assert {path for path in unchanged if "user" not in path} == set(held)
+    assert store.versions("user") == []
+    assert store.publish("item", VECTORS, ids=after, label=None) == 2
+    store.publish_release({"item": Publication(VECTORS, ids=after)}, label=None)
+    assert store.publish("item", VECTORS, ids=after, label="canary") == 4
+    assert store.resolve("item") == 1
+    assert "label 'canary' points at version 4" in refused(store, Conflict, VECTORS, ids=before, label="canary")
+    store.publish_release({"item": Publication(VECTORS, ids=after, new_id_type=True)})
+    assert store.resolve("item") == 5
+    assert store.publish("item", VECTORS, ids=before, new_id_type=True) == 6
+
+
+def test_integers_may_be_numbered_anew(store: Store) -> None:
+    """Row numbers and a vocabulary of integers are asked for alike: a label moves between them."""
+    store.publish("item", VECTORS)
+    store.publish("item", VECTORS, ids=NUMBERS)
+    assert store.publish("item", VECTORS) == store.resolve("item") == 3
+
+
+def test_a_damaged_version_keeps_no_label(store: Store) -> None:
+    """What cannot be read is replaced by whatever comes."""
+    store.publish("item", VECTORS, ids=WORDS)
+    (store.root / "tables/item/versions/1/manifest.json").write_text("{")
+    assert store.publish("item", VECTORS) == store.resolve("item") == 2
 
 
 def test_a_loaded_table_outlives_what_follows(store: Store) -> None:

@@ -175,9 +175,11 @@ BAD_JSON: dict[str, tuple[Any, int, str]] = {
     "nested": (b'{"ids": [[1], [2]]}', 400, "malformed_request"),
     "NaN": (b'{"ids": [NaN]}', 400, "malformed_request"),
     "Infinity": (b'{"ids": [Infinity]}', 400, "malformed_request"),
-    "past int64": (b'{"ids": [9223372036854775808]}', 400, "malformed_request"),
-    "a word": (b'{"ids": ["seven"]}', 400, "malformed_request"),
-    "spaced number": (b'{"ids": [" 7"]}', 400, "malformed_request"),
+    "past int64": (b'{"ids": [9223372036854775808]}', 422, "wrong_dtype"),
+    "thousands of digits": (b'{"ids": [' + b"9" * 5_000 + b"]}", 400, "malformed_request"),
+    "past int64 in words": (b'{"ids": ["-9223372036854775809"]}', 422, "wrong_dtype"),
+    "a word": (b'{"ids": ["seven"]}', 422, "wrong_dtype"),
+    "spaced number": (b'{"ids": [" 7"]}', 422, "wrong_dtype"),
     "deep": (b'{"ids": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400, "malformed_request"),
     "empty body": (b"", 400, "malformed_request"),
     "policy": (b'{"ids": [1], "on_missing": "guess"}', 422, "unprocessable"),
@@ -217,7 +219,7 @@ def test_an_empty_list_is_an_empty_reply(server: ServerProcess) -> None:
 
 OCTET_CASES: dict[str, tuple[str, bytes, dict[str, str], int, str]] = {
     "not a multiple of 8": ("full-dense/lookup", b"123456789", OCTETS, 400, "malformed_request"),
-    "string ids": ("full-string/lookup", bytes(8), OCTETS, 415, "unsupported_media_type"),
+    "string ids": ("full-string/lookup", bytes(8), OCTETS, 422, "wrong_dtype"),
     "content type": ("full-dense/lookup", bytes(8), {"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
     "no content type": ("full-dense/lookup", bytes(8), {}, 415, "unsupported_media_type"),
     "policy": ("full-dense/lookup?on_missing=x", bytes(8), OCTETS, 422, "unprocessable"),
@@ -360,6 +362,9 @@ def test_probes_metrics_and_documents_answer(server: ServerProcess) -> None:
     """Probes, Prometheus metrics and one OpenAPI document with the lookups in it."""
     for path in ("/livez", "/readyz", "/startupz", "/docs"):
         assert httpx.get(server.url + path).status_code == 200
+    started, ready = httpx.get(f"{server.url}/startupz").json(), httpx.get(f"{server.url}/readyz").json()
+    assert started == ready
+    assert started["tables"]["full-dense"] == 1
     document = httpx.get(f"{server.url}/openapi.json").json()
     assert {"/v1/tables/{table}/lookup", "/v1/lookup", "/v1/tables", "/readyz"} <= set(document["paths"])
     metrics = httpx.get(f"{server.url}/metrics").text

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import torch
 
-from embstore.errors import ConfigError, DataError
+from embstore.errors import ConfigError, Conflict, DataError
 from embstore.progress import PlainLines, Silent, Terminal, make_reporter
 from embstore.publish import open_store
 from embstore.train import bench
@@ -84,6 +84,18 @@ def test_release_holds_what_was_trained(config_path: Path) -> None:
         _, found = table.lookup(list(ids.keys), return_found=True)
         assert found.all()
     assert json.loads(json.dumps(result.to_json()))["fit"]["num_epochs"] == result.fit.num_epochs
+
+
+def test_ids_of_another_type_are_refused_before_the_work(config_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table whose callers send integers gets no version of strings, unless the config says that they know."""
+    store = open_store(config_path.parent / "store")
+    store.publish("item", np.zeros((3, 4), np.float32), label="canary")
+    with monkeypatch.context() as patched:
+        patched.setattr("embstore.train.run.fit", lambda *_: pytest.fail("trained for nothing"))
+        with pytest.raises(Conflict, match="table 'item': label 'canary' points at version 1, whose ids are integers"):
+            run(config_path, "store")
+    run(config_path, "store", "publish.new_id_type=true", "training.max_epochs=1")
+    assert store.load("item", "canary").ids.kind == "string"
 
 
 def test_published_vectors_are_the_modules(config_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,8 @@ BAD_FRAMES: dict[str, tuple[dict[str, Any], str]] = {
     "no ids": ({"v": ROWS}, "needs a column of ids and a column of lists"),
     "no lists": ({"id": IDS, "v": [0.5] * 4}, "needs a column of ids and a column of lists"),
     "float ids": ({"id": [1.0, 2.0, 3.0, 4.0], "v": ROWS}, "needs a column of ids"),
+    "an id twice": ({"id": [1, 2, 3, 2], "v": ROWS}, "id 2 is there twice, the second time in row 3"),
+    "a key twice": ({"id": ["a", "b", "b", "b"], "v": ROWS}, "id 'b' is there twice, the second time in row 2"),
     "no rows": ({"id": pl.Series([], dtype=pl.Int64), "v": pl.Series([], dtype=pl.List(pl.Float32))}, "no rows"),
     "null id": ({"id": [1, None, 3, 4], "v": ROWS}, "must not be null"),
     "null vector": ({"id": IDS, "v": [*ROWS[:3], None]}, "must not be null"),

@@ -40,6 +40,9 @@ def compress(
     ),
     label: Annotated[str, typer.Option(help="Label to move to the new version.")] = "latest",
     no_promote: Annotated[bool, typer.Option("--no-promote", help="Publish without moving any label.")] = False,
+    new_id_type: Annotated[
+        bool, typer.Option("--new-id-type", help="Move the label even from string ids to integers, or back.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Also write the report, with plots, as one HTML file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")] = False,
 ) -> None:
@@ -62,6 +65,7 @@ def compress(
         seed=seed,
         table=table,
         label=None if no_promote else label,
+        new_id_type=new_id_type,
         html=html,
     )
     with make_reporter(silent=json) as report:

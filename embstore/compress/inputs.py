@@ -90,7 +90,6 @@ def read_source(vectors: Path, *, counts: Path | None = None, tensor: str | None
             raise ConfigError(f"{vectors}: --tensor is for .safetensors and torch files, which hold several")
         array, keys = read_vectors(vectors)
     source = Source(_float32(array, str(vectors)), keys)
-    _check_keys(source, vectors)
     _check_finite(source, vectors)
     return source if counts is None else replace(source, counts_N=read_counts(counts, len(source), keys))
 
@@ -167,19 +166,6 @@ def _float32(array: Any, what: str) -> NDArray[np.float32]:
         raise DataError(f"{what}: a table of vectors has shape [ids, dims], got {list(array.shape)}")
     with np.errstate(over="ignore"):  # too large becomes infinity, and is found
         return np.array(array, np.float32, order="C")
-
-
-def _check_keys(source: Source, path: Path) -> None:
-    if source.keys is None:
-        return
-    seen = set[int | str]()
-    listed = source.keys if isinstance(source.keys, list) else source.keys.tolist()
-    if len(set(listed)) == len(listed):
-        return
-    for row, key in enumerate(listed):
-        if key in seen:
-            raise DataError(f"{path}: id {key!r} is there twice, the second time in row {row:,}")
-        seen.add(key)
 
 
 def _check_finite(source: Source, path: Path) -> None:

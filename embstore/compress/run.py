@@ -14,7 +14,8 @@ from embstore.compress.fit import fit_within, served
 from embstore.compress.inputs import Source, read_source
 from embstore.compress.measure import Quality, measure
 from embstore.errors import ConfigError
-from embstore.ids import Vocabulary
+from embstore.ids import Dense, Vocabulary
+from embstore.manifest import Manifest
 from embstore.progress import Silent
 from embstore.publish import Store
 from embstore.quantize import check_dtype
@@ -32,6 +33,7 @@ class Job:
     budget, ratio: bytes of the published tensors ("64MB"), or how many times smaller than float32 they are; one of
     them. dtype: how rows are stored. options: the scheme's own. tensor: the one to take of a file that holds several.
     table: the name to publish under; None: only report. label: what is pointed at the version; None: nothing.
+    new_id_type: the label may move from string ids to integers, or back.
     keep_order: rows stay where they are; otherwise counts put the most frequent first, where a scheme shares least.
     """
 
@@ -47,6 +49,7 @@ class Job:
     seed: int = 0
     table: str | None = None
     label: str | None = LATEST
+    new_id_type: bool = False
     html: Path | None = None
 
     def __post_init__(self) -> None:
@@ -78,6 +81,7 @@ class Result:
     """What a compression made: its size, how good it is, and where it was published.
 
     num_bytes: of the published tensors; ratio: the float32 table's over these. id_space_bytes: of the ids beside them.
+    embedding_dim_before: of the version that the label pointed at before; None where there was none.
     """
 
     vectors: str
@@ -97,6 +101,7 @@ class Result:
     table: str | None = None
     version: int | None = None
     label: str | None = None
+    embedding_dim_before: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain values."""
@@ -109,7 +114,14 @@ def compress(job: Job, *, store: Store | None = None, report: Silent | None = No
     report = report or Silent()
     _check_places(job, store)
     source = _read(job, report)
+    ids = None if source.keys is None else Vocabulary.from_keys(source.keys)
     full_bytes, budget = 4 * len(source) * source.dim, job.num_bytes(len(source), source.dim)
+    if budget > full_bytes:
+        raise ConfigError(
+            f"a budget of {budget:,} bytes is more than the whole table takes uncompressed: {full_bytes:,} bytes, "
+            f"{len(source):,} vectors of {source.dim} float32"
+        )
+    before = _before(job, store, ids)
 
     report.note(f"fitting {job.scheme}, {job.dtype} rows, to {budget:,} bytes (of {full_bytes:,})")
     module = fit_within(
@@ -126,7 +138,6 @@ def compress(job: Job, *, store: Store | None = None, report: Silent | None = No
     report.note(f"measuring {num_bytes:,} bytes, {full_bytes / num_bytes:.1f}x")
     measured = measure(source.vectors_ND, served(module, job.dtype), counts_N=source.counts_N, seed=job.seed)
 
-    ids = None if source.keys is None else Vocabulary.from_keys(source.keys)
     figures: dict[str, Any] = {
         "vectors": job.vectors.name,
         "scheme": job.scheme,
@@ -151,6 +162,7 @@ def compress(job: Job, *, store: Store | None = None, report: Silent | None = No
             dtype=job.dtype,
             ids=ids,
             hot_ids=source.hottest(NUM_HOT_IDS),
+            new_id_type=job.new_id_type,
             metrics={"compression": kept | asdict(measured.quality)},
         )
         report.note(f"published {job.table} version {version}")
@@ -161,11 +173,13 @@ def compress(job: Job, *, store: Store | None = None, report: Silent | None = No
         table=job.table,
         version=version,
         label=None if version is None else job.label,
+        embedding_dim_before=None if before is None else before.embedding_dim,
     )
     if job.html is not None:
         from embstore.compress.page import write_page
 
         write_page(job.html, result, measured)
+        report.note(f"report written to {job.html}")
     return result
 
 
@@ -179,6 +193,15 @@ def _check_places(job: Job, store: Store | None) -> None:
         from embstore.compress.page import check_page
 
         check_page(job.html)
+
+
+def _before(job: Job, store: Store | None, ids: Vocabulary | None) -> Manifest | None:
+    """What the label points at now, if it is to move; Conflict when it must not move to these ids."""
+    if job.table is None or job.label is None or store is None:
+        return None
+    if not job.new_id_type:
+        store.check_id_type(job.table, job.label, Dense.kind if ids is None else ids.kind)
+    return store.labelled(job.table, job.label)
 
 
 def _read(job: Job, report: Silent) -> Source:

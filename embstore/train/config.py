@@ -166,10 +166,12 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishConfig:
-    """label: what is pointed at the new versions; num_hot_ids: the most frequent ids that manifests name."""
+    """label: what is pointed at the new versions; num_hot_ids: the most frequent ids that manifests name; new_id_type:
+    whether the label may go from strings to integers or back, which its callers must know of."""
 
     label: str = "latest"
     num_hot_ids: int = 4096
+    new_id_type: bool = False
 
     def __post_init__(self) -> None:
         if self.num_hot_ids < 0:

@@ -66,6 +66,7 @@ def to_publish(
                 "compression_ratio": ratio(table, dtypes[name]),
             },
             dtype=dtypes[name],
+            new_id_type=config.publish.new_id_type,
         )
         for name, table in model.tables().items()
     }

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import torch
 
 from embstore.errors import ConfigError
+from embstore.ids import Vocabulary
 from embstore.progress import Reporter
 from embstore.publish import Store
 from embstore.train.config import TrainConfig
@@ -25,6 +26,9 @@ def train(config: TrainConfig, store: Store, *, report: Reporter, device: str = 
     on = pick_device(device)
     dataset = read_dataset(config.data, config.seed)
     store.check_writable()
+    if not config.publish.new_id_type:  # before the work, not after it
+        for name, ids in (("user", dataset.users), ("item", dataset.items)):
+            store.check_id_type(name, config.publish.label, Vocabulary.from_keys(ids.keys[:1]).kind)
     report.note(f"read {describe_data(dataset)}")
     known = knowledge(config, dataset, on, report)
     model = make_model(config, len(dataset.users), len(dataset.items), known).to(on)

@@ -124,7 +124,7 @@ class BodyTooLarge(TooLarge):
 
 
 class UnsupportedMediaType(ServiceError):
-    """The table does not take ids in this form: pass string keys to a table of string keys, else integers."""
+    """The server does not take a body of this type or coding: client and server disagree, check their versions."""
 
 
 class Unprocessable(ServiceError):
@@ -136,7 +136,10 @@ class IdOutOfRange(Unprocessable):
 
 
 class WrongDtype(Unprocessable):
-    """The ids or the dtype do not suit this table: string keys for a table of keys, integers for others."""
+    """The ids are of another type than those of `table`: pass string keys to a table of string keys, else integers.
+
+    Most often the ids of two tables were swapped; `detail` names the first wrong id.
+    """
 
 
 class Overloaded(ServiceError):
