@@ -282,18 +282,22 @@ def _judge(results: Sequence[Result]) -> int:
     code = 0
     sound = [result for result in results if not result.invalid or only_late(result)]
     for condition in map(parse, results[0].scenario.fail_if):
-        held, unsure = [], 0
+        held: list[float] = []
+        unsure: list[Result] = []
         for result in sound:
             value = condition.value(result)
             if result.invalid and not condition.sure(value):
-                unsure += 1
+                unsure.append(result)
             elif condition.met_by(value):
                 held.append(value)
         enough = 2 * len(sound) > len(results)
         if enough and 2 * len(held) > len(sound):
             of = f" in {len(held)} of {len(sound)} runs" if len(sound) > 1 else ""
             code = _say(f"failed, because {condition} holds{of}: {condition.describe(held[0])}")
-        elif not enough or 2 * (len(held) + unsure) > len(sound):
+        elif enough and 2 * (len(held) + len(unsure)) > len(sound):
+            of = f" in {len(held) + len(unsure)} of {len(sound)} runs" if len(sound) > 1 else ""
+            code = _say(f"{condition} may hold{of}: {unsure[0].invalid[0]}")
+        elif not enough:
             spoilt = [result for result in results if result.invalid]
             which = "the run is" if len(results) == 1 else f"{len(spoilt)} of {len(results)} runs are"
             code = _say(f"{which} invalid, so that {condition} says nothing: {spoilt[0].invalid[0]}")

@@ -45,6 +45,9 @@ NOT_LOAD = {
 """What of a scenario may differ: where the load goes, who makes it, what things are called."""
 
 
+FORCE = "--force does it all the same"
+
+
 class CompareError(ValueError):
     """Runs that cannot be compared; the message says why."""
 
@@ -103,7 +106,7 @@ def compare(
     found = [line for other in others for line in differences(first.scenario, other.scenario)]
     different = list(dict.fromkeys(found))
     if different and not force:
-        raise CompareError("the loads differ, so figures cannot be compared: " + "; ".join(different))
+        raise CompareError(f"the loads differ, so figures cannot be compared ({FORCE}): " + "; ".join(different))
     seconds = min(math.floor(run.seconds + 1e-6) for run in (first, *others))
     blocks = make_blocks([("", 0.0, float(seconds))] if different else first.windows(), seconds)
     if len(blocks) < 2:
@@ -209,7 +212,9 @@ def _valid(side: str, runs: Sequence[Result], *, force: bool) -> Sequence[Result
     """The runs that say something about the server; all of them where none does and it is forced."""
     valid = [run for run in runs if not run.invalid]
     if not valid and not force:
-        raise CompareError(f"every run {side} is invalid, so that there is nothing to compare: {runs[0].invalid[0]}")
+        raise CompareError(
+            f"every run {side} is invalid, so that there is nothing to compare ({FORCE}): {runs[0].invalid[0]}"
+        )
     return valid or runs
 
 

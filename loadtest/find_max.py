@@ -1,7 +1,8 @@
 """The highest rate that keeps an SLO: bracketed, bisected, and then confirmed by runs that did not choose it.
 
-A rate keeps the SLO when more than half of its runs do. The search judges each rate by the majority of a few runs and
-ends with two close rates, one that keeps the SLO and one that breaks it. Chance had a hand in choosing both, so fresh
+A rate keeps the SLO when more than half of its runs do. One run is enough to double or halve a rate; between the two
+ends the search judges each rate by the majority of a few. It ends with two close rates, one that keeps the SLO and one
+that breaks it. Chance had a hand in choosing both, so fresh
 runs then decide how sure that is (`chance_kept`); an end that they do not confirm moves outwards. The limit lies in
 between, about where the fewest of all runs contradict it. Runs that are invalid are evidence of nothing, neither for
 the server nor against it. One whose only fault is a late generator keeps an SLO that it meets, since lag only makes
@@ -35,7 +36,7 @@ INVALID_RUNS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How a search goes: judged by the majority of `repeats` runs, until two rates are within `tolerance`.
+    """How a search goes: bisected by the majority of `repeats` runs, until two rates are within `tolerance`.
 
     least, most: no rate outside is tried. runs: no more of them. cool_down: seconds between runs.
     """
@@ -154,15 +155,15 @@ class _Search:
         self.low_chance = self.high_chance = 0.0
 
     def bracket(self, start: float) -> None:
-        """Double the rate until it is too much, or halve it until it is not."""
+        """Double the rate until it is too much, or halve it until it is not: by one run each, fresh ones confirm."""
         rate = start
-        while (verdict := self.judge(rate)) == "kept" and rate < self.limits.most:
+        while (verdict := self.glance(rate)) == "kept" and rate < self.limits.most:
             self.settle(rate, verdict)
             rate = min(rate * 2, self.limits.most)
         self.settle(rate, verdict)
         while not self.found.low and rate > self.limits.least:
             rate = max(rate / 2, self.limits.least)
-            self.settle(rate, self.judge(rate))
+            self.settle(rate, self.glance(rate))
 
     def bisect(self) -> None:
         """Halve the ratio between the two rates until it is small."""
@@ -183,6 +184,20 @@ class _Search:
             return
         if self.cannot and (self.cannot <= rate) == (verdict == "kept"):
             self.cannot = None
+
+    def glance(self, rate: float) -> Verdict:
+        """What the first valid run says. One that a late generator left open takes several that keep the SLO to make
+        good: passed over, only the runs that suit the server would be looked at.
+        """
+        counts: dict[Verdict, int] = dict.fromkeys(VERDICTS, 0)
+        while True:
+            self.count(counts, rate, "search")
+            if counts["broken"]:
+                return "broken"
+            if counts["kept"] == (self.limits.repeats if counts["late"] else 1):
+                return "kept"
+            if counts["late"] > 1 or counts["unknown"] == INVALID_RUNS:
+                return "unknown"
 
     def judge(self, rate: float) -> Verdict:
         """The majority of a few runs, no more of them than it takes."""

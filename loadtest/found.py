@@ -60,7 +60,7 @@ class Found:
 def describe(found: Found, *, least: float, most: float) -> str:
     """What was found among rates from `least` to `most`, in a sentence."""
     slo, sure = " and ".join(found.slo), f"(confidence {math.floor(100 * found.confidence)} %)"
-    low, high = (f"{rate or 0:,.4g} requests/s" for rate in (found.low, found.high))
+    low, high = (f"{_rate(rate or 0.0)} requests/s" for rate in (found.low, found.high))
     if found.limit in ("interrupted", "runs", "failed"):
         ends = {"runs": f"no end after {len(found.runs)} runs", "failed": f"a run failed ({found.failure})"}
         so_far = f"{low} kept {slo} so far, not confirmed" if found.low else "nothing found yet"
@@ -68,7 +68,7 @@ def describe(found: Found, *, least: float, most: float) -> str:
     if found.limit == "lowest":
         return f"even {high} break {slo} {sure}, and no rate from {least:g} requests/s on was found that keeps it"
     if found.limit == "highest":
-        return f"{low} keep {slo} {sure}; no rate up to {most:,.4g} requests/s was found that breaks it"
+        return f"{low} keep {slo} {sure}; no rate up to {_rate(most)} requests/s was found that breaks it"
     if found.limit == "generator":
         why = "the generator is too slow or its machine too busy"
         if found.high and found.low:
@@ -78,7 +78,12 @@ def describe(found: Found, *, least: float, most: float) -> str:
         if not found.low:
             return f"no rate could be judged: every run was invalid, {why}"
         return f"{low} keep {slo} {sure}; the server may do more, but this generator cannot make more"
-    return f"the limit is about {found.rate:,.4g} requests/s: {low} keep {slo}, {high} break it {sure}"
+    return f"the limit is about {_rate(found.rate)} requests/s: {low} keep {slo}, {high} break it {sure}"
+
+
+def _rate(rate: float) -> str:
+    """Four digits at least, no exponent."""
+    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
 
 
 def table(found: Found) -> Any:
@@ -87,6 +92,8 @@ def table(found: Found) -> Any:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
+
+    from loadtest.tables import hanging
 
     shown = Table(box=SIMPLE_HEAD)
     for name in ("rate", "p50 ms", "p99 ms", "errors", "goodput"):
@@ -102,4 +109,5 @@ def table(found: Found) -> Any:
             others = [notes.setdefault(reason, f"[{len(notes) + 1}] {run.reason}").split()[0]]
         verdict = Text(run.verdict, style=STYLES[run.verdict])
         shown.add_row(*times, f"{run.goodput:,.1f}", run.stage, verdict, Text(", ".join(others)))
-    return Group(shown, *map(Text, notes.values()), Text(found.note))
+    below = [note.partition(" ") for note in notes.values()]
+    return Group(shown, *hanging([(number, "", reason) for number, _, reason in below]), Text(found.note))

@@ -54,15 +54,17 @@ def to_html(result: Result) -> str:
 def _verdict(summary: dict[str, Any]) -> str:
     """Whether to believe what follows, and whether it was good enough."""
     invalid, warned = summary["invalid"], summary["warnings"]
-    held = [one for one in summary["fail_if"] if one["holds"]]
+    held = [one for one in summary["fail_if"] if one["verdict"] == "failed"]
     lines = [escape(line) for line in [*invalid, *warned]]
     for one in summary["fail_if"]:
-        said = escape(f"{one['condition']}: {one['found']}")
-        lines.append(f"<span class='no'>{said}, failed</span>" if one["holds"] else f"{said}, passed")
-    if invalid:
+        said = escape(f"{one['condition']}: {one['found']}, {one['verdict']}")
+        lines.append(f"<span class='no'>{said}</span>" if one in held else said)
+    if invalid and not summary["upper_bounds"]:
         title, kind = "Invalid: these figures say nothing about the server", "bad"
     elif held:
         title, kind = "Failed: " + " and ".join(one["condition"] for one in held), "bad"
+    elif summary["upper_bounds"]:
+        title, kind = "Late generator: latencies are upper bounds", "warn"
     elif summary["partial"]:
         title, kind = "Partial: the run was interrupted", "warn"
     else:

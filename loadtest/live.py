@@ -51,14 +51,18 @@ class PlainLines(Silent):
         """A line, when the last one is old enough or of another phase."""
         self.pace.add(progress)
         over = progress.at >= progress.seconds
-        if progress.phase == self.phase and time.monotonic() - self.told < LINE_SECONDS and not over:
+        phase = ("warming up, " if progress.at < 0 else "") + progress.phase
+        if phase == self.phase and time.monotonic() - self.told < LINE_SECONDS and not over:
             return
-        self.phase, self.told = progress.phase, time.monotonic()
+        self.phase, self.told = phase, time.monotonic()
+        where = f"{moment(progress)} of {seconds_text(progress.seconds)}"
+        if progress.at < 0:
+            self.note(f"{where}, {progress.phase}: warming up")
+            return
         failed = ", ".join(f"{count:,} x {name}" for name, count in progress.failed.most_common(3)) or "no errors"
         asked = asked_rate(self.scenario, progress.at)
         got = rate_text(self.pace.got) + ("" if asked is None else f" of {rate_text(asked)}")
         times = f"p50 {_ms(progress.p50_ms)}, p99 {_ms(progress.p99_ms)}"
-        where = f"{moment(progress)} of {seconds_text(progress.seconds)}"
         self.note(f"{where}, {progress.phase}: 2xx {got}, {times}, {failed}")
 
     def note(self, message: str) -> None:
@@ -93,6 +97,8 @@ class Terminal(Silent):
 
     def picture(self, progress: Progress) -> RenderableType:
         """How the run stands."""
+        if progress.at < 0:
+            return Group(self._bar(progress), Text("warming up: nothing counts yet", style="dim"))
         pace, rows = self.pace, Table.grid(padding=(0, 2))
         rows.add_column(style="dim", no_wrap=True)
         rows.add_column(justify="right", min_width=10, no_wrap=True)

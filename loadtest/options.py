@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loadtest.scenario import Ask, Phase, Scenario, ScenarioError
+from loadtest.scenario import Ask, Event, Phase, Scenario, ScenarioError
 
 WARMUP_SECONDS = 1.0
 """Without a scenario file: connections are opened and code is warm before anything counts."""
@@ -41,7 +41,8 @@ def effective(path: Path | None, overrides: Sequence[str], flags: Flags) -> Scen
     named = {"url": flags.url, "engine": flags.engine, "processes": flags.processes}
     changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     changes["fail_if"] = (*scenario.fail_if, *flags.fail_if)
-    return replace(scenario, **changes, asks=_asks(scenario.asks, flags), phases=_phases(scenario, flags))
+    made = replace(scenario, **changes, asks=_asks(scenario.asks, flags), phases=_phases(scenario, flags))
+    return replace(made, events=_events(scenario, made.seconds))
 
 
 def _asks(asks: tuple[Ask, ...], flags: Flags) -> tuple[Ask, ...]:
@@ -82,6 +83,13 @@ def _phases(scenario: Scenario, flags: Flags) -> tuple[Phase, ...]:
         warmup = Phase(name="warm-up", seconds=flags.warmup, rate=first, warmup=True)
         phases = (warmup, *measured) if flags.warmup else measured
     return phases
+
+
+def _events(scenario: Scenario, seconds: float) -> tuple[Event, ...]:
+    """Each at the share of all that is measured at which it was, when that takes so many seconds now."""
+    if seconds == scenario.seconds or scenario.seconds <= 0:
+        return scenario.events
+    return tuple(replace(event, at=event.at / scenario.seconds * seconds) for event in scenario.events)
 
 
 def _faster(phase: Phase, factor: float) -> Phase:

@@ -19,7 +19,12 @@ def lateness(tally: Tally, percent: float) -> tuple[str, str] | None:
     lag, latency = tally.lag.percentile(percent), tally.latency.percentile(percent)
     if lag <= LAG_NS or lag <= LAG_SHARE * latency:
         return None
-    return f"{lag / 1e6:.2f} ms", f"{latency / 1e6:.2f} ms"
+    return _ms(lag), _ms(latency)
+
+
+def _ms(ns: int) -> str:
+    """Milliseconds, with the digits that tell a lag from its limit."""
+    return f"{ns / 1e6:.4f} ms" if ns < 1_000_000 else f"{ns / 1e6:.2f} ms"
 
 
 @dataclass(kw_only=True)

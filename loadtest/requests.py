@@ -76,7 +76,9 @@ def _options(ask: Ask) -> dict[str, str]:
 
 def _octet(ask: Ask, ids: Sequence[NDArray[Any]]) -> tuple[tuple[tuple[str, str], ...], bytes]:
     if ids[0].dtype == object:
-        raise ScenarioError(f"asks: ids of {ask.tables[0]} are strings, octet carries integers: use json or infer")
+        raise ScenarioError(
+            f"asks: ids of {ask.tables[0]} are strings, octet carries integers: use json or infer (--protocol json)"
+        )
     return (("content-type", OCTETS),), ids[0].astype("<i8", copy=False).tobytes()
 
 

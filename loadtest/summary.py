@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from loadtest.conditions import Condition, parse
@@ -11,8 +12,11 @@ from loadtest.result import Result
 from loadtest.served import view
 from loadtest.tally import Tally
 from loadtest.units import share_text, time_text
+from loadtest.validity import only_late
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+MISSING_SHARE = 0.1
+"""More ids than this that the server does not have are worth a word."""
 QUEUED_SHARE = 0.01
 """More requests than this that waited for a free connection are worth a word."""
 
@@ -20,10 +24,10 @@ QUEUED_SHARE = 0.01
 def to_summary(result: Result) -> dict[str, Any]:
     """The figures of a run as plain values: times in milliseconds, shares between 0 and 1, rates a second.
 
-    A time is None where no 2xx reply was counted.
+    A time is None where no 2xx reply was counted. upper_bounds: all that is wrong with the run is a late generator.
     """
     total, span = result.total(), result.seconds
-    generator = result.generator
+    generator, server = result.generator, view(result.samples)
     return {
         "name": result.scenario.name,
         "url": result.scenario.url,
@@ -31,7 +35,8 @@ def to_summary(result: Result) -> dict[str, Any]:
         "seconds": span,
         "partial": result.partial,
         "invalid": list(result.invalid),
-        "warnings": warnings(result, total),
+        "upper_bounds": only_late(result),
+        "warnings": warnings(result, total) + missing(server),
         "total": figures(total, span),
         "kinds": {kind: figures(result.total(kind=kind), span) for kind in result.kinds()},
         "phases": [
@@ -48,7 +53,7 @@ def to_summary(result: Result) -> dict[str, Any]:
             {"at": mark.at, "name": mark.name, "detail": mark.detail, "ok": mark.ok, "seconds": mark.seconds}
             for mark in result.marks
         ],
-        "server": view(result.samples),
+        "server": server,
         "generator": {
             "engine": generator.engine,
             "processes": generator.processes,
@@ -60,7 +65,7 @@ def to_summary(result: Result) -> dict[str, Any]:
             "reconnects": generator.reconnects,
             "clock_jumps": generator.clock_jumps,
         },
-        "fail_if": [_judged(parse(text), total, span) for text in result.scenario.fail_if],
+        "fail_if": [_judged(parse(text), result, total) for text in result.scenario.fail_if],
     }
 
 
@@ -115,9 +120,27 @@ def warnings(result: Result, total: Tally) -> list[str]:
     return found
 
 
-def _judged(condition: Condition, total: Tally, seconds: float) -> dict[str, Any]:
-    value = condition.of(total, seconds)
-    return {"condition": str(condition), "found": condition.describe(value), "holds": condition.met_by(value)}
+def missing(server: Mapping[str, Any]) -> list[str]:
+    """A word where the server did not have many of the ids: the load is then another one than people mean."""
+    found, lost = (server.get("ids", {}).get(status, 0.0) for status in ("found", "missing"))
+    if lost <= MISSING_SHARE * (found + lost):
+        return []
+    share = share_text(lost / (found + lost))
+    return [f"the server did not have {share} of the ids: keys.file and keys.column name a file of those there are"]
+
+
+def _judged(condition: Condition, result: Result, total: Tally) -> dict[str, Any]:
+    """verdict: `open` where the generator may be why a condition holds, or a run says nothing."""
+    value = condition.of(total, result.seconds)
+    holds = condition.met_by(value)
+    known = not result.invalid or (only_late(result) and condition.sure(value))
+    verdict = ("failed" if holds else "passed") if known else "open"
+    return {
+        "condition": str(condition),
+        "found": condition.describe(value),
+        "holds": holds,
+        "verdict": verdict,
+    }
 
 
 def _times(histogram: Histogram) -> dict[str, float | None]:

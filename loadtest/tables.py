@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +17,10 @@ from loadtest.summary import to_summary
 from loadtest.units import bytes_text, rate_text, seconds_text, share_text, time_text
 
 GOOD, BAD, WARN, SOFT = "bold green", "bold red", "yellow", "dim"
+JUDGED = {"passed": GOOD, "failed": BAD, "open": WARN}
 VERDICTS = {"better": GOOD, "worse": BAD, "mixed": "bold yellow"}
+VERDICT_WIDTH = len("difference")
+"""The longest word of a verdict: they break between words, not inside."""
 WIDE = 100
 """Columns of a terminal on which the whole table of figures has room."""
 
@@ -30,7 +35,8 @@ def report(result: Result) -> RenderableType:
         parts.append(_versions(summary))
     if summary["events"]:
         parts.append(_events(summary))
-    parts += [_server(summary["server"]), _generator(summary["generator"]), *_verdict(summary)]
+    about = (("server:", _server(summary["server"])), ("generator:", _generator(summary["generator"])))
+    parts += [*hanging([(who, "", said) for who, said in about]), *_verdict(summary)]
     return Group(*parts)
 
 
@@ -38,17 +44,17 @@ def compared(comparison: Comparison) -> RenderableType:
     """What changed between two sides, and how sure that is."""
     shown = table("", ">before", ">after", ">change", ">interval", "verdict")
     for one in comparison.figures:
-        interval = "" if one.low is None or one.high is None else f"{_change(one, one.low)} to {_change(one, one.high)}"
         values = [_value(one.name, value) for value in (one.before, one.after)]
-        change = "" if one.change is None else _change(one, one.change)
+        change = "" if one.change is None else "{} {}".format(*_change(one, one.change))
         verdict = Text(one.verdict, style=VERDICTS.get(one.verdict, SOFT))
-        shown.add_row(one.name.replace("_", " "), *values, change, interval, verdict)
-    notes = [Text.assemble(("note", WARN), f"  {line}") for line in comparison.warnings]
-    notes += [Text.assemble(("note", BAD), f"  another load: {line}") for line in comparison.differences]
+        shown.add_row(one.name.replace("_", " "), *values, change, _interval(one), verdict)
+    shown.columns[0].no_wrap, shown.columns[-1].min_width = True, VERDICT_WIDTH
+    notes = [("note", WARN, line) for line in comparison.warnings]
+    notes += [("note", BAD, f"another load: {line}") for line in comparison.differences]
     runs = "{} before, {} after".format(*(f"{n} run" + "s" * (n > 1) for n in comparison.runs))
     last = Text.assemble(("verdict: ", "bold"), (comparison.verdict, VERDICTS.get(comparison.verdict, "bold")))
     head = Text(f"{runs}; all intervals together are right in 95 % of comparisons")
-    return Group(head, shown, *notes, last)
+    return Group(head, shown, *hanging(notes), last)
 
 
 def _value(name: str, value: float | None) -> str:
@@ -57,11 +63,31 @@ def _value(name: str, value: float | None) -> str:
     return share_text(value or 0.0) if name == "error_rate" else ms(value)
 
 
-def _change(figure: Figure, value: float) -> str:
-    """A ratio as percent more or less; of the share of errors, percentage points."""
+def _interval(figure: Figure) -> str:
+    """From where to where the change lies, a unit that both have said once."""
+    if figure.low is None or figure.high is None:
+        return ""
+    (low, unit), (high, last) = _change(figure, figure.low), _change(figure, figure.high)
+    return f"{low} to {high} {last}" if unit == last else f"{low} {unit} to {high} {last}"
+
+
+def _change(figure: Figure, value: float) -> tuple[str, str]:
+    """A ratio as percent more or less, with its unit; of the share of errors, percentage points (pts)."""
     if figure.name == "error_rate":
-        return f"{100 * value:+.2f} points"
-    return f"{100 * (value - 1):+.1f} %" if value < 10 else f"x {value:.3g}"
+        return f"{100 * value:+.2f}", "pts"
+    return (f"{100 * (value - 1):+.1f}", "%") if value < 10 else (f"{value:.3g}", "times")
+
+
+def hanging(lines: Sequence[tuple[str, str, str]]) -> list[Table]:
+    """Lines of a word, its style and a text; what does not fit goes on below the text. Nothing for nothing."""
+    if not lines:
+        return []
+    shown = Table.grid(padding=(0, 2, 0, 0))
+    shown.add_column(no_wrap=True)
+    shown.add_column(overflow="fold")
+    for word, style, text in lines:
+        shown.add_row(Text(word, style=style), Text(text))
+    return [shown]
 
 
 def table(*columns: str, title: str | None = None) -> Table:
@@ -139,10 +165,10 @@ def _events(summary: dict[str, Any]) -> Table:
     return shown
 
 
-def _server(view: dict[str, Any]) -> Text:
+def _server(view: dict[str, Any]) -> str:
     """What the server itself counted, in a line."""
     if not view:
-        return Text("server: its metrics were not read", style=SOFT)
+        return "its metrics were not read"
     said = [f"{view['lookups']:,.0f} lookups"] if "lookups" in view else []
     said += [f"its own {name} about {ms(view[f'{name}_ms'])}" for name in ("p50", "p99") if f"{name}_ms" in view]
     said += [f"{count:,.0f} refused ({reason})" for reason, count in view.get("rejected", {}).items()]
@@ -153,10 +179,10 @@ def _server(view: dict[str, Any]) -> Text:
         said.append(f"{view['worker_restarts']:,.0f} workers replaced")
     if "memory_max_bytes" in view:
         said.append(f"up to {bytes_text(view['memory_max_bytes'])} of memory")
-    return Text("server: " + ", ".join(said))
+    return ", ".join(said)
 
 
-def _generator(found: dict[str, Any]) -> Text:
+def _generator(found: dict[str, Any]) -> str:
     processes = "1 process" if found["processes"] == 1 else f"{found['processes']} processes"
     said = [f"{found['engine']} in {processes}", f"busiest {found['busy']:.0%} of a core"]
     if found["ceiling"]:
@@ -167,19 +193,21 @@ def _generator(found: dict[str, Any]) -> Text:
         said.append(f"{found['reconnects']:,} connections made again")
     if found["clock_jumps"]:
         said.append(f"{found['clock_jumps']:,} jumps of the clock")
-    return Text("generator: " + ", ".join(said))
+    return ", ".join(said)
 
 
-def _verdict(summary: dict[str, Any]) -> list[Text]:
+def _verdict(summary: dict[str, Any]) -> list[RenderableType]:
     """Conditions, warnings, and whether the figures say anything."""
-    found = []
-    for one in summary["fail_if"]:
-        word, style = ("failed", BAD) if one["holds"] else ("passed", GOOD)
-        found.append(Text.assemble((word, style), f"  {one['condition']}: {one['found']}"))
-    found += [Text.assemble(("note", WARN), f"    {line}") for line in summary["warnings"]]
+    judged = [(one["verdict"], f"{one['condition']}: {one['found']}") for one in summary["fail_if"]]
+    lines = [(verdict, JUDGED[verdict], said) for verdict, said in judged]
+    lines += [("note", WARN, line) for line in summary["warnings"]]
+    found: list[RenderableType] = [*hanging(lines)]
     if summary["invalid"]:
-        found.append(Text("INVALID: these figures say nothing about the server, because", style=BAD))
-        found += [Text(f"  {reason}", style="red") for reason in summary["invalid"]]
+        late = "LATE GENERATOR: latencies are upper bounds, because"
+        none = "INVALID: these figures say nothing about the server, because"
+        found.append(Text(late, style=f"bold {WARN}") if summary["upper_bounds"] else Text(none, style=BAD))
+        style = WARN if summary["upper_bounds"] else "red"
+        found += [Padding(Text(reason, style=style), (0, 0, 0, 2)) for reason in summary["invalid"]]
     elif summary["partial"]:
         found.append(Text("partial: the run was interrupted", style=WARN))
     else:

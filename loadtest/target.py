@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +70,23 @@ def ask_tables(scenario: Scenario) -> dict[str, int]:
         raise LoadError(f"the server has no table {', '.join(unknown)}; it has {', '.join(sorted(found)) or 'none'}")
     for at, ask in enumerate(scenario.asks):
         if (strings := of_strings.intersection(ask.tables)) and not ask.keys.file:
-            raise ScenarioError(
-                f"asks.{at}.keys.file: the ids of table {min(strings)} are strings: name a Parquet file that "
-                "holds some, and its column of them in keys.column"
-            )
+            raise ScenarioError(_needs_file(scenario, at, min(strings), sorted(found.keys() - of_strings)))
         least = min(ask.keys.num_ids or found[table] for table in ask.tables)
         if ask.keys.kind == "hot" and not ask.keys.file and 0 < least <= ask.keys.hot_ids:
             raise ScenarioError(f"asks.{at}.keys.hot_ids must be below the {least:,} ids, got {ask.keys.hot_ids:,}")
     return {table: found[table] for table in wanted}
+
+
+def _needs_file(scenario: Scenario, at: int, table: str, others: Sequence[str]) -> str:
+    """What to do about a table whose ids nobody can make up, on the command line too."""
+    flags = [f"--set asks.{at}.keys.file=FILE", f"--set asks.{at}.keys.column=NAME"]
+    flags += [f"--set asks.{at}.protocol=json"] * (scenario.asks[at].protocol == "octet")  # octet carries integers
+    other = "--table " if len(scenario.asks) == 1 else f"--set asks.{at}.tables="
+    another = f"; or ask another table: {other}{others[0]}" if others else ""
+    return (
+        f"asks.{at}.keys.file: the ids of table {table} are strings: name a Parquet file that holds some, and its "
+        f"column of them ({' '.join(flags)}){another}"
+    )
 
 
 def is_tls(error: BaseException) -> bool:

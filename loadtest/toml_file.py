@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from loadtest.scenario import Scenario, ScenarioError
+from loadtest.scenario import Ask, Scenario, ScenarioError
 
 
 class _Text(str):
@@ -20,7 +22,8 @@ class _Text(str):
 def read_scenario(path: str | Path | None, overrides: Sequence[str] = ()) -> Scenario:
     """The scenario of a file, or the default one, with overrides like `phases.0.rate=500`; not yet checked.
 
-    File names in it are relative to the current directory. ScenarioError names a key that does not exist, and what it
+    File names in it are relative to the current directory; in those of keys ${NAME} is an environment variable.
+    ScenarioError names a key that does not exist, and what it
     may have been meant to be, or a value that is of another type.
     """
     values = _read(Path(path)) if path is not None else {}
@@ -29,7 +32,23 @@ def read_scenario(path: str | Path | None, overrides: Sequence[str] = ()) -> Sce
         if not equals or not name.strip():
             raise ScenarioError(f"{override!r} sets nothing: say what, as in phases.0.rate=500")
         _override(values, name.strip(), _Text(text.strip()))
-    return _build(Scenario, values, "")  # type: ignore[no-any-return]
+    scenario: Scenario = _build(Scenario, values, "")
+    return replace(scenario, asks=tuple(_expanded(ask, f"asks.{at}") for at, ask in enumerate(scenario.asks)))
+
+
+def _expanded(ask: Ask, where: str) -> Ask:
+    """Its file of keys with ${NAME} and ~ replaced; ScenarioError names a variable that is not set."""
+
+    def value(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1])
+        if not found:
+            raise ScenarioError(
+                f"{where}.keys.file is {ask.keys.file!r}, but the environment variable {match[1]} is not set"
+            )
+        return found
+
+    file = os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, ask.keys.file))
+    return replace(ask, keys=replace(ask.keys, file=file))
 
 
 def _read(path: Path) -> dict[str, Any]:

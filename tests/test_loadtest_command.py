@@ -119,7 +119,7 @@ def test_runs_from_file_to_report_to_comparison(server: ServerProcess, here: Her
 
     code, printed, err = here("run", file, "--out", tmp_path / "b.json", "--fail-if", "p50>0us")
     assert code == 1
-    assert "embstore: failed, because p50>0us holds" in err or "embstore: the run is invalid" in err
+    assert any(f"embstore: {said}" in err for said in ("failed, because p50>0us", "the run is invalid", "p50>0us may"))
     assert "of 2 s, load: 2xx" in err  # how it went, in plain lines: stderr is no terminal
     assert "load test" in printed
 
@@ -216,9 +216,9 @@ def test_files_that_are_no_results_are_one_line(here: Here, tmp_path: Path) -> N
         ([ran(20)], 1, "failed, because p99>10ms holds: p99 is 20.0 ms"),
         ([ran(20, invalid=BUSY)], 1, "the run is invalid, so that p99>10ms says nothing: all of its core"),
         ([ran(5, invalid=BUSY)], 1, "the run is invalid, so that p99>10ms says nothing: all of its core"),
-        ([ran(20, invalid=LATE)], 1, "the run is invalid, so that p99>10ms says nothing: the generator was late"),
+        ([ran(20, invalid=LATE)], 1, "p99>10ms may hold: the generator was late itself"),
         ([ran(5, invalid=LATE)], 0, ""),
-        ([ran(20), ran(5, invalid=LATE), ran(20, invalid=LATE)], 1, "2 of 3 runs are invalid, so that p99>10ms says"),
+        ([ran(20), ran(5, invalid=LATE), ran(20, invalid=LATE)], 1, "p99>10ms may hold in 2 of 3 runs: the gen"),
         ([ran(5), ran(5, invalid=LATE), ran(20, invalid=LATE)], 0, ""),
         ([ran(5), ran(20), ran(5)], 0, ""),
         ([ran(20), ran(5), ran(20)], 1, "failed, because p99>10ms holds in 2 of 3 runs: p99 is 20.0 ms"),

@@ -144,6 +144,7 @@ def test_another_load_is_refused(changed: dict[str, Any], line: str) -> None:
     with pytest.raises(CompareError) as raised:
         compare([a_run(1)], [other])
     assert line in str(raised.value)
+    assert "--force" in str(raised.value)
     assert line in compare([a_run(1)], [other], force=True).differences
 
 
@@ -179,7 +180,7 @@ def test_an_invalid_run_is_left_out() -> None:
 def test_a_side_of_invalid_runs_is_refused() -> None:
     """Nothing can be said about the server then; forced, all of them count, with a warning."""
     spoilt = [a_run(2, invalid=["the generator was late"])]
-    with pytest.raises(CompareError, match=r"every run after is invalid, .*: the generator was late"):
+    with pytest.raises(CompareError, match=r"every run after is invalid, .*--force.*: the generator was late"):
         compare([a_run(1)], spoilt)
     comparison = compare([a_run(1)], spoilt, force=True)
     assert comparison.runs == (1, 1)
@@ -215,9 +216,29 @@ def test_the_table_says_what_changed_and_how_sure_that_is() -> None:
     out = io.StringIO()
     Console(file=out, width=110, markup=False).print(tables.compared(comparison), highlight=False)
     text = out.getvalue()
-    for expected in ("1 run before, 1 run after", "p50", "service p99", "error rate", "points to", "worse", "note"):
+    for expected in ("1 run before, 1 run after", "p50", "service p99", "error rate", " pts", "worse", "note"):
         assert expected in text
     assert text.rstrip().endswith("verdict: worse")
     value = json.loads(json.dumps(comparison.to_json()))
     assert (value["verdict"], value["confidence"], value["runs"]) == ("worse", 0.95, [1, 1])
     assert [figure["name"] for figure in value["figures"]] == ["p50", "p99", "service_p99", "goodput", "error_rate"]
+
+
+def test_the_table_fits_eighty_columns() -> None:
+    """Every figure has its line, and words stay whole, with verdicts and intervals as long as they get."""
+    figures = [
+        Figure(name=name, before=12.3, after=12.3, change=1.1, low=0.898, high=2.153, verdict="no difference seen")
+        for name in ("p50", "service_p99", "goodput")
+    ]
+    points = {"change": -0.12, "low": -0.1534, "high": 0.2517}
+    figures.append(Figure(name="error_rate", before=0.123, after=0.121, **points, verdict="too small to matter"))  # type: ignore[arg-type]
+    out = io.StringIO()
+    shown = tables.compared(Comparison(figures=figures, runs=(5, 5), warnings=["word " * 40]))
+    Console(file=out, width=80, markup=False).print(shown, highlight=False)
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    words = set(out.getvalue().split())
+    assert {"service", "p99", "difference", "seen", "small", "matter", "-10.2", "+115.3", "+25.17", "pts"} <= words
+    assert words.isdisjoint({"…", "differe", "nce"})
+    assert "service p99" in out.getvalue()
+    assert all(line.startswith(("note  word", "      word")) for line in lines if "word" in line)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from loadtest.checks import check
 from loadtest.options import Flags, effective, to_toml
 from loadtest.outputs import OutputError, Outputs, check_writable, numbered, read_results, write
 from loadtest.result import Generator, Result
@@ -63,6 +65,18 @@ def test_rate_and_seconds_keep_the_proportions(tmp_path: Path) -> None:
     ]
     assert [phase.seconds for phase in effective(file, (), Flags(warmup=0)).phases] == [20, 10]
     assert effective(file, (), Flags(warmup=5)).phases[0] == Phase(name="warm-up", seconds=5, rate=100, warmup=True)
+
+
+def test_events_keep_their_place_when_seconds_change(tmp_path: Path) -> None:
+    """Halfway stays halfway and the end the end, whatever the length; a warm-up moves nothing."""
+    events = (Event(at=0), Event(at=15), Event(at=30))
+    file = tmp_path / "a.toml"
+    file.write_text(to_toml(replace(MIXED, events=events)))
+    for seconds in (6.0, 0.7, 90.0):
+        asked = effective(file, (), Flags(seconds=seconds, warmup=1))
+        assert [event.at for event in asked.events] == pytest.approx([0, seconds / 2, seconds])
+        check(asked)
+    assert effective(file, (), Flags(warmup=0)).events == events
 
 
 def test_flags_of_one_request_are_refused_where_there_are_several(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from loadtest.fleet import Progress
 from loadtest.histogram import Histogram
 from loadtest.html import to_html
 from loadtest.live import PlainLines, Silent, Terminal, make_live, sparkline
+from loadtest.report import LATE, lateness
 from loadtest.result import Generator, Mark, Result, Sample, Seen
 from loadtest.scales import from_zero, of_percentiles, of_times
 from loadtest.scenario import Ask, Phase, Scenario
@@ -206,15 +207,62 @@ def test_the_table_says_what_matters_at_any_width(width: int) -> None:
 
 
 def test_a_run_that_says_nothing_says_so_in_every_output() -> None:
-    """An invalid run is called that at the end of the table, and first in the page."""
-    reasons = ["the generator was late itself: p99 of its lag is 9 ms"]
+    """An invalid run is called that at the end of the table, and first in the page; its conditions are open."""
+    reasons = ["the generator was late itself: p99 of its lag is 9 ms", "a generator process was held up for 1.5 s"]
     run = a_result(invalid=reasons)
     assert "INVALID: these figures say nothing about the server" in printed(tables.report(run))
-    assert to_summary(run)["invalid"] == reasons
+    assert "passed" not in printed(tables.report(run))
+    assert (to_summary(run)["invalid"], to_summary(run)["upper_bounds"]) == (reasons, False)
     page = to_html(run)
     assert page.index("Invalid: these figures say nothing about the server") < page.index("<table")
     assert reasons[0] in page
     assert "the generator kept up" not in page
+
+
+def test_a_run_of_a_late_generator_shows_upper_bounds() -> None:
+    """It is not called invalid: what lies below a limit does so surely, what lies above is open."""
+    reasons = [f"{LATE}: p99 of its lag is 9 ms"]
+    run = a_result(invalid=reasons)
+    text, page, summary = printed(tables.report(run)), to_html(run), to_summary(run)
+    assert (summary["upper_bounds"], summary["invalid"]) == (True, reasons)
+    assert [one["verdict"] for one in summary["fail_if"]] == ["open", "passed"]
+    assert "LATE GENERATOR: latencies are upper bounds, because\n  the generator was late itself: p99" in text
+    assert "open    p99>10ms: p99 is 34.0 ms" in text
+    assert "passed  error_rate>50%: " in text
+    assert "<div class='verdict warn'><strong>Late generator: latencies are upper bounds</strong>" in page
+    assert reasons[0] in page
+    assert "invalid" not in (text + page.split("<table")[0]).lower()
+    assert to_summary(a_result())["upper_bounds"] is False
+
+
+def test_a_lag_over_its_limit_reads_so() -> None:
+    """0.2 ms is the limit: what is just above it is not rounded to it."""
+    assert lateness(Tally(lag=Histogram([200_500]), latency=Histogram([1_234_567])), 99) == ("0.2005 ms", "1.23 ms")
+
+
+def test_ids_that_the_server_does_not_have_are_told() -> None:
+    """A load that asks for what is not there is another one than it seems; a few such ids are none."""
+    for missing, said in ((900.0, ["90.0 % of the ids"]), (50.0, [])):
+        ids = {"found": 1000.0 - missing, "missing": missing}
+        samples = [
+            Sample(at=at, values={f'embstore_ids_total{{status="{name}"}}': at * n for name, n in ids.items()})
+            for at in (0.0, 1.0)
+        ]
+        notes = [line for line in to_summary(a_result(samples=samples))["warnings"] if "did not have" in line]
+        assert [part in line for part, line in zip(said, notes, strict=True)] == [True] * len(said)
+
+
+def test_what_does_not_fit_goes_on_below_its_text() -> None:
+    """Eighty columns: no line of a note begins where the word `note` does."""
+    lines = printed(tables.report(nothing()), 80).splitlines()
+    begin = next(at for at, line in enumerate(lines) if line.startswith("failed"))
+    words = ("failed", "passed", "note", "partial: ", " " * 8)
+    assert all(line.startswith(words) for line in lines[begin:] if line.strip())
+    reason = "a generator process used 99% of its core; " * 4
+    lines = printed(tables.report(a_result(invalid=[reason])), 80).splitlines()
+    first = next(at for at, line in enumerate(lines) if line.startswith("INVALID"))
+    assert len(lines) > first + 2
+    assert all(line.startswith("  ") for line in lines[first + 1 :])
 
 
 def test_a_run_without_an_answer_has_no_times() -> None:
@@ -276,14 +324,14 @@ def test_a_log_gets_a_line_for_each_phase_and_the_end() -> None:
     out = io.StringIO()
     with make_live(a_result().scenario, stream=out) as live:
         assert isinstance(live, PlainLines)
-        live(progress(at=-0.5, phase="warm", ok=0, failed=Counter(), p50_ms=0.0, p99_ms=0.0))
+        live(progress(at=-0.5, phase="calm", ok=0, failed=Counter(), p50_ms=0.0, p99_ms=0.0))
         live(progress(at=1.0, ok=150))
         live(progress(at=2.0, ok=340))
         live.note("publish item")
         live(progress(at=6.0, ok=740, phase="<storm>"))
     lines = out.getvalue().splitlines()
     assert lines == [
-        "0 s before the first of 6 s, warm: 2xx 0/s of 100/s, p50 none, p99 none, no errors",
+        "0 s before the first of 6 s, calm: warming up",
         "1 s of 6 s, calm: 2xx 100/s of 200/s, p50 1.20 ms, p99 8.50 ms, 4 x 429",
         "publish item",
         "6 s of 6 s, <storm>: 2xx 100/s of 0/s, p50 1.20 ms, p99 8.50 ms, 4 x 429",
@@ -298,6 +346,9 @@ def test_a_terminal_shows_rates_times_and_errors() -> None:
     text = printed(live.picture(progress(at=3.5)), 100)
     for expected in ("4 s of 6 s", "190/s", "of 200/s asked", "1.20 ms", "8.50 ms", "429 4"):
         assert expected in text
+    warm = printed(live.picture(progress(at=-2, phase="warm")), 100)
+    assert "warming up" in warm
+    assert "2xx" not in warm
     live.live.console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with live:
         live(progress(at=4.0))

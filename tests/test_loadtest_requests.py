@@ -102,6 +102,10 @@ def test_strings_cannot_be_made_up(client: httpx.Client) -> None:
     asked = Scenario(url=str(client.base_url), asks=(Ask(), Ask(protocol="json", tables=("item", "word"))))
     with pytest.raises(ScenarioError, match=r"^asks.1.keys.file: the ids of table word are strings: name a Parquet"):
         ask_tables(asked)
+    alone = replace(asked, asks=(Ask(tables=("word",)),))
+    flags = "--set asks.0.keys.file=FILE --set asks.0.keys.column=NAME --set asks.0.protocol=json"
+    with pytest.raises(ScenarioError, match=rf"\({flags}\); or ask another table: --table item$"):
+        ask_tables(alone)
     of_file = replace(asked.asks[1], keys=Keys(file="words.parquet", column="word"))
     assert ask_tables(replace(asked, asks=(of_file,))) == {"item": NUM, "word": NUM}
 

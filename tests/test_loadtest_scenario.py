@@ -168,6 +168,7 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_the_examples_can_be_run(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every scenario that comes with the project passes its checks where the files that it names are."""
+    monkeypatch.setenv("EMBSTORE_DATA", str(tmp_path / "data"))
     scenario = read_scenario(example)
     named = [ask.keys.file for ask in scenario.asks if ask.keys.file]
     (tmp_path / "here").mkdir()
@@ -179,6 +180,22 @@ def test_the_examples_can_be_run(example: Path, tmp_path: Path, monkeypatch: pyt
         Path(event.store).mkdir(parents=True, exist_ok=True)
     check(scenario)
     assert example.read_text().startswith("# ")
+
+
+def test_a_file_of_keys_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """${NAME} and ~ are replaced, in a file and in --set; a variable that is not set is one line that names it."""
+    monkeypatch.setenv("SOME_DATA", "/data")
+    monkeypatch.setenv("HOME", "/home/me")
+    file = tmp_path / "s.toml"
+    file.write_text('[[asks]]\nkeys = { file = "${SOME_DATA}/a.parquet" }\n')
+    assert read_scenario(file).asks[0].keys.file == "/data/a.parquet"
+    assert read_scenario(file, ["asks.0.keys.file=~/b"]).asks[0].keys.file == "/home/me/b"
+    monkeypatch.delenv("SOME_DATA")
+    with pytest.raises(ScenarioError) as raised:
+        read_scenario(file)
+    assert str(raised.value) == (
+        "asks.0.keys.file is '${SOME_DATA}/a.parquet', but the environment variable SOME_DATA is not set"
+    )
 
 
 def asks(**fields: Any) -> dict[str, Any]:
