@@ -46,8 +46,12 @@ def test_a_connection_that_the_server_closed_is_not_used_again(through: Either) 
         answer(exchange)
         hang_up(exchange)
 
+    def later(client: Any) -> Any:
+        assert all_left(server)  # it has hung up: a call before that would meet it in the act, and go out again
+        return item_one(client)
+
     with scripted(last, last) as server:
-        outcomes = through(server.url, *[item_one] * 3)
+        outcomes = through(server.url, item_one, later, later)
         assert not any(isinstance(outcome, Exception) for outcome in outcomes)
         assert server.connections == 3
 
