@@ -277,7 +277,7 @@ def _judge(results: Sequence[Result]) -> int:
     """1 when a condition holds in most runs that are valid, or would if late generators were not the reason of it, or
     when too few are valid."""
     from loadtest.conditions import parse
-    from loadtest.validity import only_late
+    from loadtest.validity import decides, only_late
 
     code = 0
     sound = [result for result in results if not result.invalid or only_late(result)]
@@ -286,7 +286,7 @@ def _judge(results: Sequence[Result]) -> int:
         unsure: list[Result] = []
         for result in sound:
             value = condition.value(result)
-            if result.invalid and not condition.sure(value):
+            if not decides(result, condition, value):
                 unsure.append(result)
             elif condition.met_by(value):
                 held.append(value)

@@ -2,12 +2,11 @@
 
 A rate keeps the SLO when more than half of its runs do. One run is enough to double or halve a rate; between the two
 ends the search judges each rate by the majority of a few. It ends with two close rates, one that keeps the SLO and one
-that breaks it. Chance had a hand in choosing both, so fresh
-runs then decide how sure that is (`chance_kept`); an end that they do not confirm moves outwards. The limit lies in
-between, about where the fewest of all runs contradict it. Runs that are invalid are evidence of nothing, neither for
-the server nor against it. One whose only fault is a late generator keeps an SLO that it meets, since lag only makes
-latencies longer; where it does not, nobody knows, and it counts against whatever is claimed of its rate: left out, only
-the runs that suit the server would be counted.
+that breaks it. Chance had a hand in choosing both, so fresh runs then decide how sure that is (`chance_kept`); an end
+that they do not confirm moves outwards. The limit lies in between, about where the fewest of all runs contradict it.
+Runs that are invalid are evidence of nothing, neither for the server nor against it. One whose only fault is a late
+generator keeps an SLO that it meets, since lag only makes latencies longer; where it does not, nobody knows, and it
+counts against whatever is claimed of its rate: left out, only the runs that suit the server would be counted.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from loadtest.result import Result
 from loadtest.served import view
 from loadtest.tally import Tally
 from loadtest.units import share_text, time_text
-from loadtest.validity import only_late
+from loadtest.validity import decides, only_late
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 MISSING_SHARE = 0.1
@@ -133,8 +133,7 @@ def _judged(condition: Condition, result: Result, total: Tally) -> dict[str, Any
     """verdict: `open` where the generator may be why a condition holds, or a run says nothing."""
     value = condition.of(total, result.seconds)
     holds = condition.met_by(value)
-    known = not result.invalid or (only_late(result) and condition.sure(value))
-    verdict = ("failed" if holds else "passed") if known else "open"
+    verdict = ("failed" if holds else "passed") if decides(result, condition, value) else "open"
     return {
         "condition": str(condition),
         "found": condition.describe(value),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from loadtest.conditions import Condition
 from loadtest.report import BUSY, LATE, lateness
 from loadtest.result import Result
 
@@ -44,6 +45,11 @@ def doubts(result: Result, parts: Sequence[dict[str, Any]]) -> list[str]:
 def only_late(result: Result) -> bool:
     """Whether all that is wrong with a run is that the generator was late: its latencies are then upper bounds."""
     return bool(result.invalid) and all(reason.startswith(LATE) for reason in result.invalid)
+
+
+def decides(result: Result, condition: Condition, value: float) -> bool:
+    """Whether a run, whose figure is `value`, says for sure on which side of the condition's limit that lies."""
+    return not result.invalid or (only_late(result) and condition.sure(value))
 
 
 def _most_asked(result: Result) -> float:
