@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embstore.bench.command import app as bench
+from embstore.common.render import console, curl_lines, facts, listing, moved_line, show, training_table, vectors_table
 from embstore.compress.command import compress
 from embstore.errors import ConfigError, Conflict, EmbstoreError, NotFound, VerificationFailed
-from embstore.render import console, curl_lines, facts, listing, moved_line, show, training_table, vectors_table
 from loadtest.command import loadtest_app
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def demo(
 ) -> None:
     """Make clicks with planted structure, train two compressed tables on them, publish them and serve them."""
     import embstore
-    from embstore.progress import make_reporter
+    from embstore.common.progress import make_reporter
     from embstore.schemes import scheme_class
     from embstore.train.config import load_config
     from embstore.train.demo import RATIO, write_demo
@@ -142,7 +142,7 @@ def train(
 ) -> None:
     """Learn user and item tables from events and publish them as one release."""
     import embstore
-    from embstore.progress import make_reporter
+    from embstore.common.progress import make_reporter
     from embstore.train.config import load_config
     from embstore.train.run import train as run_training
 
@@ -195,7 +195,7 @@ app.add_typer(loadtest_app, name="loadtest")
 @app.command("list")
 def list_(store: StoreOption = DEFAULT_STORE, json: JsonOption = False) -> None:
     """Tables of a store with their versions, labels and sizes, and its releases."""
-    from embstore.store import FileStore
+    from embstore.store.local import FileStore
 
     files = FileStore(store)
     tables = []
@@ -336,7 +336,7 @@ def _other_flags(arguments: list[str]) -> dict[str, str]:
 
 def run_server(**given: Any) -> None:
     """Serve until told to stop; settings that are None come from the environment and the file."""
-    from server.run import serve
+    from server.process.serve import serve
     from server.settings import read_settings
 
     raise typer.Exit(serve(read_settings(**given)))

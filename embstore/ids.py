@@ -205,7 +205,7 @@ class StringVocabulary(Vocabulary):
 @cache
 def _kernels() -> ModuleType:
     """Compiled loops, loaded when they are first needed."""
-    return import_module("embstore.kernels.numba_ids")
+    return import_module("embstore.kernels.cpu.ids")
 
 
 def as_int64(keys: Keys) -> Int64s:

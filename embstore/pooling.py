@@ -35,7 +35,7 @@ from embstore.errors import ConfigError, DataError
 from embstore.kernels import Loops
 from embstore.parallel import in_parts
 
-numba_pooling = Loops("numba_pooling")
+cpu_pooling = Loops("cpu.pooling")
 
 Pooling = Literal["sum", "mean", "max"]
 POOLINGS: tuple[Pooling, ...] = ("sum", "mean", "max")
@@ -153,9 +153,9 @@ def _pool_cpu(
             if missing_D is not None:
                 vectors_CD[ids_C < 0] = missing_D
             if bags.pooling == "max":
-                numba_pooling.max_to_bags(vectors_CD, bag_C, out_GD)
+                cpu_pooling.max_to_bags(vectors_CD, bag_C, out_GD)
             else:
-                numba_pooling.add_to_bags(vectors_CD, bags.weights_B[chunk], bag_C, out_GD)
+                cpu_pooling.add_to_bags(vectors_CD, bags.weights_B[chunk], bag_C, out_GD)
 
     cuts = _cuts(bags, num_threads)
     in_parts(len(cuts) - 1, run, cuts[:-1], cuts[1:])

@@ -19,12 +19,12 @@ from torch import nn
 
 from embstore.errors import ConfigError, Conflict, DataError, NotFound, VerificationFailed
 from embstore.ids import Dense, IdSpace, Keys, StringVocabulary, Vocabulary
-from embstore.manifest import Golden, Manifest
 from embstore.parallel import num_cores
 from embstore.quantize import Slot, for_kernels, pack_tensors, packed_layout
 from embstore.schemes import scheme_class
 from embstore.schemes.base import Scheme, SchemeConfig
-from embstore.store import LATEST, FileStore, Release, StagedVersion, StoredVersion, check_label, check_name, now
+from embstore.store.local import LATEST, FileStore, Release, StagedVersion, StoredVersion, check_label, check_name, now
+from embstore.store.manifest import Golden, Manifest
 from embstore.table import (
     DEFAULT_VECTOR,
     GOLDEN_VECTORS,

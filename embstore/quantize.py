@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embstore.errors import ConfigError, VerificationFailed
-from embstore.manifest import DTYPES
+from embstore.store.manifest import DTYPES
 
 _NUMPY = {
     "float32": "<f4",

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from embstore.device import device_named
 from embstore.errors import ConfigError, DataError, IdOutOfRange, VerificationFailed
 from embstore.ids import PREFIX, IdSpace, Keys, id_space
-from embstore.manifest import Manifest
 from embstore.parallel import in_parts
 from embstore.pooling import Bags, Pooling, pool
 from embstore.quantize import Slot, check_rows_finite, for_kernels, packed_layout, to_torch
 from embstore.schemes import scheme_class
 from embstore.schemes.base import Scheme, SchemeConfig, Tensors
+from embstore.store.manifest import Manifest
 
 DEFAULT_VECTOR = "default_vector"
 GOLDEN_VECTORS = "golden_vectors"
@@ -285,7 +285,7 @@ def check_finite(arrays: Mapping[str, NDArray[Any]], what: str, layout: Mapping[
 
     `layout` says which arrays hold rows that are not float32; without it only float arrays are looked at.
     """
-    from embstore.kernels.numba_finite import all_finite
+    from embstore.kernels.cpu.finite import all_finite
 
     for name, array in arrays.items():
         if array.dtype == np.float32 and all_finite(np.ascontiguousarray(array).reshape(-1).view(np.uint32)):

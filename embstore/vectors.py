@@ -41,7 +41,7 @@ def _read_npy(path: Path) -> NDArray[Any]:
 
 
 def _read_safetensors(path: Path) -> NDArray[Any]:
-    from embstore.arrays import map_file, read_arrays
+    from embstore.store.tensor_file import map_file, read_arrays
 
     try:
         arrays = read_arrays(map_file(path), str(path))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from embstore.errors import ConfigError, DataError
 from embstore.kernels import Loops
 
-numba_wire, numba_decimal = Loops("numba_wire"), Loops("numba_decimal")
+cpu_wire, cpu_decimal = Loops("cpu.wire"), Loops("cpu.decimal")
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 _TOO_LARGE = {"float16": np.float32(65520.0), "bfloat16": np.float32(255.5 * 2.0**120)}
@@ -60,14 +60,14 @@ def encode_rows(
 
 
 def _encode_int8(vectors_BD: Floats, encoded: Bytes) -> None:
-    bad = numba_wire.to_int8(vectors_BD.view(np.uint32), encoded.reshape(len(vectors_BD), -1))
+    bad = cpu_wire.to_int8(vectors_BD.view(np.uint32), encoded.reshape(len(vectors_BD), -1))
     if bad >= 0:
         row_D = vectors_BD[bad]
         raise DataError(f"row {bad:,} goes from {row_D.min():g} to {row_D.max():g}, too far for int8; ask for float32")
 
 
 def _encode_halves(vectors_BD: Floats, dtype: str, encoded: NDArray[np.uint16]) -> None:
-    encode = numba_wire.to_float16 if dtype == "float16" else numba_wire.to_bfloat16
+    encode = cpu_wire.to_float16 if dtype == "float16" else cpu_wire.to_bfloat16
     if encode(vectors_BD.reshape(-1).view(np.uint32), encoded):
         return
     most, other = ("65504", "bfloat16, int8 or float32") if dtype == "float16" else ("3.38953e+38", "float32")
@@ -96,9 +96,9 @@ def json_rows(vectors_BD: Floats, *, flat: bool = False) -> memoryview:
     What is not finite is null. D is at least 1. The GIL is not held.
     """
     num_rows, width = vectors_BD.shape
-    text = np.empty(numba_decimal.MOST_BYTES * vectors_BD.size + 2 * num_rows + 2, np.uint8)
+    text = np.empty(cpu_decimal.MOST_BYTES * vectors_BD.size + 2 * num_rows + 2, np.uint8)
     bits = np.ascontiguousarray(vectors_BD, np.float32).reshape(-1).view(np.uint32)
-    return text[: numba_decimal.put_numbers(bits, 0 if flat else width, text)].data
+    return text[: cpu_decimal.put_numbers(bits, 0 if flat else width, text)].data
 
 
 def warm() -> None:

@@ -17,10 +17,10 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from loadtest.outputs import Outputs
-    from loadtest.result import Result
-    from loadtest.scenario import Scenario
-    from loadtest.session import Interrupts
+    from loadtest.report.files import Outputs
+    from loadtest.results.result import Result
+    from loadtest.run.session import Interrupts
+    from loadtest.scenario.model import Scenario
 
 INTERRUPTED = 130
 
@@ -105,11 +105,11 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Run a load test and report it. Flags override --set, and --set overrides the file."""
-    from loadtest.checks import check
-    from loadtest.options import Flags, effective, to_toml
-    from loadtest.outputs import Outputs
-    from loadtest.scenario import ScenarioError
-    from loadtest.session import interrupts
+    from loadtest.report.files import Outputs
+    from loadtest.run.session import interrupts
+    from loadtest.scenario.checks import check
+    from loadtest.scenario.model import ScenarioError
+    from loadtest.scenario.options import Flags, effective, to_toml
 
     with _readable_errors():
         flags = Flags(
@@ -149,10 +149,10 @@ def run(
 
 def _run(scenario: Scenario, interrupt: Interrupts, repeat: int, calibrate: bool, outputs: Outputs, json: bool) -> int:
     """Run it so many times and report what there is, also when a run fails; the exit code."""
-    from loadtest.live import make_live
-    from loadtest.plan import LoadError
-    from loadtest.session import load_test
-    from loadtest.target import ask_tables
+    from loadtest.report.live import make_live
+    from loadtest.run.plan import LoadError
+    from loadtest.run.session import load_test
+    from loadtest.scenario.target import ask_tables
 
     num_ids = ask_tables(scenario)
     ceiling = _ceiling(scenario, num_ids, json) if calibrate else 0.0
@@ -182,13 +182,13 @@ def _search(scenario: Scenario, slo: Sequence[str], interrupt: Interrupts, out: 
     """Search for the highest rate and report it; the exit code."""
     from json import dumps
 
-    from loadtest.conditions import parse
-    from loadtest.find_max import Limits, find_max, peak_rate, whole_slo
-    from loadtest.found import Tried, table
-    from loadtest.live import make_live
-    from loadtest.outputs import write
-    from loadtest.session import load_test
-    from loadtest.target import ask_tables
+    from loadtest.report.files import write
+    from loadtest.report.live import make_live
+    from loadtest.results.conditions import parse
+    from loadtest.run.session import load_test
+    from loadtest.scenario.target import ask_tables
+    from loadtest.search.find_max import Limits, find_max, peak_rate, whole_slo
+    from loadtest.search.outcome import Tried, table
 
     conditions = whole_slo([parse(text) for text in slo])
     peak_rate(scenario)
@@ -228,10 +228,10 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Say what changed from one run, or several of --repeat, to others, and how sure that is."""
-    from loadtest.compare import CompareError
-    from loadtest.compare import compare as compare_
-    from loadtest.outputs import read_results
-    from loadtest.tables import compared
+    from loadtest.report.files import read_results
+    from loadtest.report.terminal import compared
+    from loadtest.results.compare import CompareError
+    from loadtest.results.compare import compare as compare_
 
     with _readable_errors():
         try:
@@ -250,8 +250,8 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Report a run again, from its file."""
-    from loadtest.conditions import parse
-    from loadtest.outputs import Outputs, read_results
+    from loadtest.report.files import Outputs, read_results
+    from loadtest.results.conditions import parse
 
     with _readable_errors():
         outputs = Outputs(html=html, hgrm=hgrm)
@@ -265,7 +265,7 @@ def report(
 
 
 def _ceiling(scenario: Scenario, num_ids: Mapping[str, int], json: bool) -> float:
-    from loadtest.calibrate import calibrate
+    from loadtest.run.calibrate import calibrate
 
     _note("calibrating: what the generator can do on a server that does nothing", json)
     found = calibrate(scenario, num_ids=num_ids)
@@ -276,8 +276,8 @@ def _ceiling(scenario: Scenario, num_ids: Mapping[str, int], json: bool) -> floa
 def _judge(results: Sequence[Result]) -> int:
     """1 when a condition holds in most runs that are valid, or would if late generators were not the reason of it, or
     when too few are valid."""
-    from loadtest.conditions import parse
-    from loadtest.validity import decides, only_late
+    from loadtest.results.conditions import parse
+    from loadtest.results.validity import decides, only_late
 
     code = 0
     sound = [result for result in results if not result.invalid or only_late(result)]
@@ -315,12 +315,12 @@ def _write_and_show(results: Sequence[Result], outputs: Outputs, json: bool) -> 
 
 
 def _show_runs(results: Sequence[Result], json: bool) -> None:
-    from loadtest.summary import to_summary
+    from loadtest.results.summary import to_summary
 
     def tables() -> Any:
         from rich.console import Group
 
-        from loadtest.tables import report
+        from loadtest.report.terminal import report
 
         return Group(*(report(result) for result in results))
 
@@ -356,10 +356,10 @@ def _say(message: str, code: int = 1) -> int:
 @contextlib.contextmanager
 def _readable_errors() -> Iterator[None]:
     """Errors that people can do something about are one line and an exit code."""
-    from loadtest.conditions import ConditionError
-    from loadtest.outputs import OutputError
-    from loadtest.plan import LoadError
-    from loadtest.scenario import ScenarioError
+    from loadtest.report.files import OutputError
+    from loadtest.results.conditions import ConditionError
+    from loadtest.run.plan import LoadError
+    from loadtest.scenario.model import ScenarioError
 
     try:
         yield

@@ -21,25 +21,25 @@ from embstore.errors import ConfigError, EmbstoreError, NotReady
 from embstore.parallel import num_cores
 from embstore.publish import open_store
 from embstore.table import Table
-from server.admin import admin_router
-from server.admission import Gate
-from server.asgi import App
-from server.auth import Keys
-from server.batcher import Joiner
-from server.buffers import Buffers
-from server.cached import CachedTable
-from server.health import Health
-from server.inference import Inference
-from server.lookup import LookupService
-from server.metrics import Metrics
-from server.openapi import with_lookups
-from server.preread import Preread
-from server.problems import MEDIA_TYPE, STATUS, problem
-from server.redis_tier import RedisTier, start_embedded
+from server.api.codecs.open_inference import Inference
+from server.api.labels import admin_router
+from server.api.lookup import Limits, Street
+from server.api.openapi import with_lookups
+from server.api.repository import unsupported, v2_router
+from server.cache.cached_table import CachedTable
+from server.cache.redis_cache import RedisTier, start_embedded
+from server.http.admission import Gate
+from server.http.asgi import App
+from server.http.auth import Keys
+from server.http.buffer_pool import Buffers
+from server.http.problems import MEDIA_TYPE, STATUS, problem
+from server.lookup.batcher import Joiner
+from server.lookup.service import LookupService
+from server.metrics.recorder import Metrics
 from server.settings import EMBEDDED, Settings
-from server.street import Limits, Street
-from server.tables import Registry
-from server.v2 import unsupported, v2_router
+from server.tables.health import Health
+from server.tables.preloader import Preread
+from server.tables.registry import Registry
 
 log = structlog.get_logger()
 SWEEP_SECONDS = 1.0

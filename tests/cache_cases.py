@@ -13,11 +13,11 @@ from scheme_cases import stored_arrays
 
 from embstore import schemes
 from embstore.ids import Dense, IdSpace
-from embstore.manifest import Golden, Manifest
 from embstore.schemes.base import Scheme
+from embstore.store.manifest import Golden, Manifest
 from embstore.table import DEFAULT_VECTOR, Table, digest, make_table
-from server.lookup import LookupService
-from server.metrics import Metrics
+from server.lookup.service import LookupService
+from server.metrics.recorder import Metrics
 
 N, D = 3000, 17  # an odd number of floats: nothing is aligned by chance
 

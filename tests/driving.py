@@ -10,10 +10,10 @@ from typing import Any
 import uvloop
 from ill_server import NUM_IDS, ROWS
 
-from loadtest.generate import make_load, schedule
-from loadtest.loops import Load
-from loadtest.scenario import Ask, Batch, Keys, Phase, Scenario
-from loadtest.tally import Tally
+from loadtest.generator.loops import Load
+from loadtest.generator.worker import make_load, schedule
+from loadtest.results.tally import Tally
+from loadtest.scenario.model import Ask, Batch, Keys, Phase, Scenario
 
 ASK = Ask(keys=Keys(kind="uniform"), batch=Batch(size=ROWS))
 

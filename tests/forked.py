@@ -107,7 +107,7 @@ def _parent() -> _Parent:
 
 def main() -> None:
     """Fork when told to on stdin, say so and who has ended on stdout."""
-    from server.run import import_everything
+    from server.process.serve import import_everything
 
     import_everything()
     woken, wake = os.pipe()

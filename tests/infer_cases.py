@@ -15,12 +15,12 @@ import numpy as np
 
 import embstore
 from embstore.table import Fetched, Table
-from server.buffers import Buffers
-from server.inference import Inference
-from server.inference_codec import DTYPES
-from server.request import Reply, Request
-from server.routes import INFER, Route
-from server.tables import Snapshot
+from server.api.codecs.open_inference import Inference
+from server.api.codecs.tensors import DTYPES
+from server.http.buffer_pool import Buffers
+from server.http.messages import Reply, Request
+from server.http.routing import INFER, Route
+from server.tables.registry import Snapshot
 
 LENGTH = b"inference-header-content-length"
 MAX = 1000

@@ -15,8 +15,8 @@ import pytest
 import embstore
 from embstore import schemes
 from embstore.table import Fetched, Table
-from server import batcher
-from server.batcher import Joiner, compose_joined
+from server.lookup import batcher
+from server.lookup.batcher import Joiner, compose_joined
 
 N, D = 200, 8
 MODULES: dict[str, Callable[[], Any]] = {

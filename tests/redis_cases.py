@@ -15,8 +15,8 @@ import uvloop
 from cache_cases import Counts, full_table, same_bits, truth
 
 from embstore.table import Table
-from server.breaker import Breaker
-from server.redis_tier import RedisTier
+from server.cache.circuit_breaker import Breaker
+from server.cache.redis_cache import RedisTier
 
 TABLE = full_table()
 ROWS = np.arange(0, 1500, dtype=np.int64)

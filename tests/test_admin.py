@@ -17,9 +17,9 @@ from serving import ServerProcess, serving
 import embstore
 from embstore.errors import NotReady, StoreError, TableNotFound, VerificationFailed
 from embstore.publish import Store
-from server.metrics import Metrics
-from server.tables import Registry
-from server.withheld import Withheld
+from server.metrics.recorder import Metrics
+from server.tables.registry import Registry
+from server.tables.unloaded import Withheld
 
 NUM, DIM = 50, 4
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from embstore.arrays import DTYPES, LINE, MAX_HEADER, map_file, read_arrays, write_arrays
 from embstore.errors import VerificationFailed
+from embstore.store.tensor_file import DTYPES, LINE, MAX_HEADER, map_file, read_arrays, write_arrays
 
 Arrays = dict[str, NDArray[Any]]
 NAMES = st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__")

@@ -12,7 +12,7 @@ from serving import ServerProcess, serving
 import embstore
 from embstore.errors import ConfigError, Forbidden, Unauthorized
 from embstore.schemes import Full
-from server.auth import Keys
+from server.http.auth import Keys
 
 KEY, ADMIN = "a-lookup-key", "an-admin-key"
 LOOKUP = "/v1/tables/item/lookup"

@@ -19,8 +19,8 @@ from embstore import device as device_module
 from embstore.device import Part
 from embstore.errors import Draining
 from embstore.table import ON_MISSING, Table
-from server import batcher
-from server.batcher import Joiner, compose_joined, joining_pays, joins
+from server.lookup import batcher
+from server.lookup.batcher import Joiner, compose_joined, joining_pays, joins
 
 
 @pytest.fixture(scope="module")

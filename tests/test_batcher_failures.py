@@ -16,8 +16,8 @@ from joining import Gate, N, joiners, outcomes, published, run, same
 import embstore
 from embstore.errors import ConfigError, DeviceFailed, Draining, IdOutOfRange, NotReady, Overloaded
 from embstore.table import Table
-from server import batcher
-from server.batcher import Joiner
+from server.lookup import batcher
+from server.lookup.batcher import Joiner
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from embstore.bench import kernels
 from embstore.bench.floor import bytes_read, lines_read, make_memory, runs_of
 from embstore.bench.schemes import Row, write_markdown
 from embstore.errors import ConfigError
-from embstore.kernels.numba_floor import gather_runs
+from embstore.kernels.cpu.floor import gather_runs
 from embstore.schemes import SCHEMES
 from embstore.schemes.base import Scheme
 

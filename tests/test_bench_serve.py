@@ -21,7 +21,7 @@ from embstore.bench.load import Load, Target, check
 from embstore.bench.processes import Server, cores, on_cores, serving
 from embstore.bench.serve import Row, Sizes
 from embstore.errors import ConfigError, EmbstoreError
-from loadtest.workload import get_request, write_requests
+from loadtest.workload.prewritten import get_request, write_requests
 
 SMALL = Sizes(num_ids=2_000, dim=32, dhe_ids=1_000, dhe_bytes=50_000, num_requests=20)
 RATES = {"requests_per_s", "ids_per_s", "x", "x_least", "x_most"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from server.cache_policy import BATCH_SIZES, BATCHES, SETTLED_MASK, CachePolicy, Cost
+from server.cache.policy import BATCH_SIZES, BATCHES, SETTLED_MASK, CachePolicy, Cost
 
 SIZES = dict(zip(BATCHES, BATCH_SIZES, strict=True))
 

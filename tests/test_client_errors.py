@@ -17,7 +17,7 @@ from embstore_client._protocol import Reply, build_lookup, build_lookup_many, bu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.problems import STATUS
+from server.http.problems import STATUS
 
 CODES = {
     "malformed_request": (400, "MalformedRequest"),

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from numba import types
 
-from embstore.kernels.compiled import Kernel, compiled
-from embstore.kernels.numba_rows import IDS, OUT, void
+from embstore.kernels.cpu.compile import Kernel, compiled
+from embstore.kernels.cpu.rows import IDS, OUT, void
 
 
 def test_a_loop_without_a_cache_still_works_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -29,7 +29,7 @@ def test_a_loop_without_a_cache_still_works_and_says_so(caplog: pytest.LogCaptur
 
 def test_the_kernels_are_cached_on_disk() -> None:
     """Loops that have a file keep their code: a server does not compile at start."""
-    from embstore.kernels.numba_gather import gather
+    from embstore.kernels.cpu.gather import gather
 
     table = np.zeros((3, 2), np.float32)
     gather(table, np.arange(3), np.empty((3, 2), np.float32))
@@ -61,7 +61,7 @@ COMPILED_BY_SEVERAL = """
 import sys, time
 import numpy as np
 from numba.core.caching import IndexDataCacheFile
-from embstore.kernels import numba_gather
+from embstore.kernels.cpu import gather as cpu_gather
 
 save, dtype = IndexDataCacheFile._save_index, sys.argv[1]
 
@@ -72,22 +72,22 @@ def save_late(self, overloads):
 IndexDataCacheFile._save_index = save_late
 print("ready", flush=True)
 sys.stdin.readline()
-numba_gather.gather.prepare(np.zeros((3, 2), dtype))
+cpu_gather.gather.prepare(np.zeros((3, 2), dtype))
 """
 
 READ_BACK = """
 import sys
 import numpy as np
-from embstore.kernels import numba_gather
+from embstore.kernels.cpu import gather as cpu_gather
 
 def bits(number, dtype):
     return np.array([[number]], dtype).view({4: np.float32, 2: np.int16}[np.dtype(dtype).itemsize])
 
 for dtype in (np.float32, np.float16):
     out = np.zeros((1, 1), np.float32)
-    numba_gather.gather(bits(1.5, dtype), np.zeros(1, np.int64), out)
+    cpu_gather.gather(bits(1.5, dtype), np.zeros(1, np.int64), out)
     assert out[0, 0] == 1.5, (dtype, out)
-    assert sum(numba_gather.gather._compiled(bits(1, dtype).dtype.char).stats.cache_hits.values()) == int(sys.argv[1])
+    assert sum(cpu_gather.gather._compiled(bits(1, dtype).dtype.char).stats.cache_hits.values()) == int(sys.argv[1])
 print("right")
 """
 
@@ -118,7 +118,7 @@ def test_processes_that_compile_at_once_keep_each_its_own_code(tmp_path: Path) -
 def test_code_that_cannot_be_read_is_compiled_again(tmp_path: Path) -> None:
     """A power cut left empty files in the cache: the loop works, the log has it, and the cache is whole again."""
     assert said_by(start_python(READ_BACK, tmp_path, "0")) == "right\n"
-    for path in tmp_path.rglob("numba_gather.gather-*.nbc"):
+    for path in tmp_path.rglob("cpu_gather.gather-*.nbc"):
         path.write_bytes(b"")
     said = said_by(start_python(READ_BACK, tmp_path, "0"))
     assert said.startswith("the code kept of gather cannot be read and is made anew")

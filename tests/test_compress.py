@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 
 from embstore import cli, fitting, open_store
+from embstore.common.progress import make_reporter
 from embstore.compress import run as compress_run
 from embstore.compress.command import parse_options
 from embstore.compress.fit import fit_within
@@ -29,7 +30,6 @@ from embstore.compress.inputs import Source, read_source
 from embstore.compress.measure import measure, nearest_neighbours
 from embstore.compress.run import Job, compress
 from embstore.errors import ConfigError, Conflict, DataError, StoreError
-from embstore.progress import make_reporter
 from embstore.schemes import SCHEMES, scheme_class
 
 N, D = 400, 16

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from embstore import wire
-from embstore.kernels.numba_decimal import AT_ONCE, MOST_BYTES, put_numbers
+from embstore.kernels.cpu.decimal import AT_ONCE, MOST_BYTES, put_numbers
 
 Floats = NDArray[np.float32]
 

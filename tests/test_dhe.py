@@ -15,10 +15,10 @@ import torch
 from scheme_cases import looked_up, same, same_bits, served
 from torch import Tensor, nn
 
+from embstore.common.progress import Silent
 from embstore.errors import ConfigError
 from embstore.fitting import weighted_relative_error
-from embstore.kernels import numba_dhe
-from embstore.progress import Silent
+from embstore.kernels.cpu import dhe as cpu_dhe
 from embstore.schemes import DHE, Full, dhe
 from embstore.schemes.dhe import DHEConfig
 from embstore.train.config import TrainingConfig, load_config
@@ -61,7 +61,7 @@ def trained(module: DHE, steps: int = 20) -> DHE:
 def encoded(config: DHEConfig, ids: list[int]) -> Tensor:
     """The compiled encoding."""
     out = np.empty((len(ids), config.num_hashes), np.float32)
-    loop_ = numba_dhe.encode_uniform if config.encoding == "uniform" else numba_dhe.encode_gaussian
+    loop_ = cpu_dhe.encode_uniform if config.encoding == "uniform" else cpu_dhe.encode_gaussian
     loop_(np.array(ids), dhe._offsets(config.num_hashes, config.seed), out)
     return torch.from_numpy(out)
 
@@ -140,7 +140,7 @@ def test_the_activation_is_mish_everywhere() -> None:
     """From where it is 0 to where it is x, the compiled one is within 1e-6 of float64's, and never NaN."""
     x = np.concatenate([np.linspace(-130, 130, 100_001), [0.0, -0.0, 1e-30, -3e38, 3e38]]).astype(np.float32)[None]
     found = x.copy()
-    numba_dhe.add_mish(found, np.zeros_like(x))
+    cpu_dhe.add_mish(found, np.zeros_like(x))
     wide = x.astype(np.float64)
     np.testing.assert_allclose(found, wide * np.tanh(np.logaddexp(0, wide)), rtol=1e-6, atol=1e-6)
 

@@ -19,10 +19,10 @@ import torch
 from embstore_client import EmbeddingClient
 from serving import ServerProcess, serving
 
-from embstore.progress import make_reporter
+from embstore.common.progress import make_reporter
 from embstore.publish import Publication, Store
 from embstore.schemes import SCHEMES
-from embstore.store import Release
+from embstore.store.local import Release
 from embstore.train.config import load_config
 from embstore.train.demo import RATIO, write_demo
 from embstore.train.run import train

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embstore.errors import StoreError
-from server.problems import STATUS
+from server.http.problems import STATUS
 
 OCTETS = struct.pack("<5q", 0, -7, 999_996, 1 << 62, -(1 << 63))
 INFER = orjson.dumps(

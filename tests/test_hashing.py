@@ -19,7 +19,7 @@ from embstore.hashing import (
     seed_offset,
     to_signed,
 )
-from embstore.kernels import numba_gather
+from embstore.kernels.cpu import gather as cpu_gather
 
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
 SEEDS = st.integers(0, (1 << 63) - 1)
@@ -95,7 +95,7 @@ def test_the_kernel_reads_the_bucket_of_numpy(ids: list[int], num_buckets: int, 
     """The compiled loop hashes an id to the row that numpy says: row i of the table holds the number i."""
     weight_M1 = np.arange(num_buckets, dtype=np.float32)[:, None]
     out_B1 = np.empty((len(ids), 1), np.float32)
-    numba_gather.gather_hash(weight_M1, np.array(ids, np.int64), seed, out_B1)
+    cpu_gather.gather_hash(weight_M1, np.array(ids, np.int64), seed, out_B1)
     assert out_B1[:, 0].tolist() == bucket(np.array(ids, np.int64), num_buckets, seed).tolist()
 
 

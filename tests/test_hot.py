@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from embstore.errors import ConfigError
-from server.hot import HotTier
+from server.cache.hot_rows import HotTier
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -310,7 +310,7 @@ def test_threads_see_whole_rows() -> None:
 
 def test_the_loops_keep_the_gil() -> None:
     """What makes a call atomic: none of them lets another thread in."""
-    from embstore.kernels import numba_hot
+    from embstore.kernels.cpu import hot as cpu_hot
 
-    for loop in (numba_hot.take, numba_hot.put, numba_hot.rank):
+    for loop in (cpu_hot.take, cpu_hot.put, cpu_hot.rank):
         assert not loop.targetoptions.get("nogil")

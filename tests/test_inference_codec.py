@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from infer_cases import LENGTH, MAX, Tensors, answer, body_of, published
 
 from embstore.errors import BadRequest, EmbstoreError, IdOutOfRange, TooManyIds, Unprocessable
-from server.inference_codec import DTYPES, KEPT_HEAD_BYTES, decode_infer
-from server.tables import Snapshot
+from server.api.codecs.tensors import DTYPES, KEPT_HEAD_BYTES, decode_infer
+from server.tables.registry import Snapshot
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from embstore.hashing import bucket
-from embstore.kernels import numba_gather, numba_ids
-from embstore.kernels.numba_finite import all_finite
+from embstore.kernels.cpu import gather as cpu_gather
+from embstore.kernels.cpu import ids as cpu_ids
+from embstore.kernels.cpu.finite import all_finite
 
 Floats = NDArray[np.float32]
 SENTINEL = np.float32(-12345.5)
@@ -35,7 +36,7 @@ def test_rows_come_in_the_order_of_ids(width: int, batch: int) -> None:
     weight = np.random.default_rng(width).standard_normal((60, width), np.float32)
     ids = np.random.default_rng(batch).integers(-1, 60, batch)
     out = np.full((batch, width), SENTINEL)
-    numba_gather.gather(weight, ids, out)
+    cpu_gather.gather(weight, ids, out)
     assert same_bits(out, np.where(ids[:, None] >= 0, weight[ids], SENTINEL))
 
 
@@ -46,7 +47,7 @@ def test_read_only_and_unaligned_ids_are_taken() -> None:
     ids = np.arange(60)
     unaligned = np.frombuffer(b"\x00" + ids.tobytes(), np.int64, 60, 1)
     out = np.empty((60, 6), np.float32)
-    numba_gather.gather(weight, unaligned, out)
+    cpu_gather.gather(weight, unaligned, out)
     assert same_bits(out, weight)
 
 
@@ -55,7 +56,7 @@ def test_special_values_pass_through() -> None:
     values = np.array([0.0, -0.0, 1e-45, -1e-38, 3e38, -3e38, np.inf, -np.inf, np.nan, -1.5], np.float32)
     weight = np.random.default_rng(0).choice(values, (60, 8))
     out = np.empty((60, 8), np.float32)
-    numba_gather.gather(weight, np.arange(60), out)
+    cpu_gather.gather(weight, np.arange(60), out)
     assert same_bits(out, weight)
 
 
@@ -64,7 +65,7 @@ def test_products_are_rounded_before_the_sum() -> None:
     x = np.float32(1 + 2**-12)
     shared, scale_bias = np.full((1, 32), x), np.array([[x, -(1 + 2**-11)]], np.float32)
     out = np.empty((9, 32), np.float32)
-    numba_gather.gather_scaled_biased(shared, scale_bias, np.zeros(9, np.int64), out)
+    cpu_gather.gather_scaled_biased(shared, scale_bias, np.zeros(9, np.int64), out)
     assert (out == 0.0).all()
 
 
@@ -76,9 +77,9 @@ def test_folded_ids_are_exact_over_all_of_int64(num_rows: int) -> None:
     """An id past 2^24, 2^31 or 2^53 reads the row that integer maths says: row i holds the number i."""
     weight = np.arange(num_rows, dtype=np.float32)[:, None]
     out = np.empty((len(BIG), 1), np.float32)
-    numba_gather.gather_mod(weight, np.array(BIG), out)
+    cpu_gather.gather_mod(weight, np.array(BIG), out)
     assert out[:, 0].tolist() == [i % num_rows for i in BIG]
-    numba_gather.gather_hash(weight, np.array(BIG), SEED, out)
+    cpu_gather.gather_hash(weight, np.array(BIG), SEED, out)
     assert out[:, 0].tolist() == bucket(np.array(BIG), num_rows, SEED).tolist()
 
 
@@ -95,14 +96,14 @@ def test_rows_past_2_to_31_are_reached(columns: int, tmp_path: Path) -> None:
         big[row] = np.arange(1, columns + 1) + 10 * number
     values: Any = (np.arange(1, columns + 1) + 10 * np.arange(len(ids))[:, None]).astype(np.float32)
     out = np.empty((len(ids), columns), np.float32)
-    numba_gather.gather(big, ids, out)
+    cpu_gather.gather(big, ids, out)
     assert same_bits(out, values)
     shared, one = np.arange(1, 4, dtype=np.float32)[:, None], np.empty((len(ids), 1), np.float32)
     if columns == 1:
-        numba_gather.gather_scaled(shared, big, ids, one)
+        cpu_gather.gather_scaled(shared, big, ids, one)
         assert same_bits(one, shared[ids % 3] * values)
     else:
-        numba_gather.gather_scaled_biased(shared, big, ids, one)
+        cpu_gather.gather_scaled_biased(shared, big, ids, one)
         assert same_bits(one, shared[ids % 3] * values[:, :1] + values[:, 1:])
 
 
@@ -119,4 +120,4 @@ def test_all_finite_is_numpys_word_on_any_bits(bits: list[int]) -> None:
 )
 def test_count_outside_counts_what_is_not_in_range(ids: list[int], num_ids: int) -> None:
     """The range check that precedes every lookup, over all of int64."""
-    assert numba_ids.count_outside(np.array(ids, np.int64), num_ids) == sum(not 0 <= i < num_ids for i in ids)
+    assert cpu_ids.count_outside(np.array(ids, np.int64), num_ids) == sum(not 0 <= i < num_ids for i in ids)

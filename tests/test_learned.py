@@ -18,12 +18,12 @@ from scheme_cases import looked_up, same_bits, served, stored_tensors
 from torch import Tensor
 
 from embstore import open_store, table
+from embstore.common.progress import Silent
 from embstore.errors import ConfigError, DataError, VerificationFailed
 from embstore.fitting import weighted_relative_error
 from embstore.fitting.clusters import many_clusters, share_out
 from embstore.hashing import bucket
-from embstore.kernels import numba_split
-from embstore.progress import Silent
+from embstore.kernels.cpu import split as cpu_split
 from embstore.quantize import dequantize, for_kernels, pack
 from embstore.schemes import Frequency, Full, Hash, LearnedHash
 from embstore.schemes.frequency import FrequencyConfig, expected_collisions, usual_hot_share
@@ -182,7 +182,7 @@ def test_a_split_table_reads_both_parts(dtype: str, num_hot: int) -> None:
     ids = np.concatenate([np.arange(num_hot + 10), [-1, -(2**63)], np.arange(num_hot + 10)[::-1]])
     for num_cold, shared in ((0, ids - num_hot), (4, (ids - num_hot) % 4)):
         out = np.full((len(ids), 6), 0.125, np.float32)
-        numba_split.gather_split(for_kernels(packed), hot, num_cold, ids, out)
+        cpu_split.gather_split(for_kernels(packed), hot, num_cold, ids, out)
         for i, id_ in enumerate(ids):
             expected = np.full(6, 0.125) if id_ < 0 else hot[id_] if id_ < num_hot else cold[shared[i]]
             np.testing.assert_array_equal(out[i], expected.astype(np.float32))

@@ -20,15 +20,15 @@ from serving import ServerProcess, serving
 
 from embstore.publish import open_store
 from loadtest import command
-from loadtest.find_max import Limits, peak_rate
-from loadtest.histogram import Histogram
-from loadtest.options import to_toml
-from loadtest.outputs import read_results, results_to_json
-from loadtest.plan import LoadError
-from loadtest.report import LATE
-from loadtest.result import Generator, Result
-from loadtest.scenario import Ask, Event, Keys, Phase, Scenario
-from loadtest.tally import Tally
+from loadtest.report.files import read_results, results_to_json
+from loadtest.results.histogram import Histogram
+from loadtest.results.report import LATE
+from loadtest.results.result import Generator, Result
+from loadtest.results.tally import Tally
+from loadtest.run.plan import LoadError
+from loadtest.scenario.model import Ask, Event, Keys, Phase, Scenario
+from loadtest.scenario.options import to_toml
+from loadtest.search.find_max import Limits, peak_rate
 
 VECTORS = np.random.default_rng(5).normal(size=(500, 8)).astype(np.float32)
 
@@ -250,8 +250,8 @@ def test_a_run_that_fails_does_not_lose_those_before_it(
             return result
         raise LoadError("cannot connect")
 
-    monkeypatch.setattr("loadtest.session.load_test", load_test)
-    monkeypatch.setattr("loadtest.target.ask_tables", lambda _: {"item": 500})
+    monkeypatch.setattr("loadtest.run.session.load_test", load_test)
+    monkeypatch.setattr("loadtest.scenario.target.ask_tables", lambda _: {"item": 500})
     out = tmp_path / "a.json"
     code, printed, err = here("--repeat", "4", "--out", out, "--json")
     assert (code, err) == (1, "embstore: run 3 of 4 failed: cannot connect\n")
@@ -282,10 +282,10 @@ def test_a_search_reports_what_it_found(here: Here, tmp_path: Path, monkeypatch:
         asked.append(others)
         return ran(5 if peak_rate(scenario) < 300 else 50, scenario=scenario)
 
-    monkeypatch.setattr("loadtest.session.load_test", load_test)
-    monkeypatch.setattr("loadtest.target.ask_tables", lambda _: {"item": 500})
+    monkeypatch.setattr("loadtest.run.session.load_test", load_test)
+    monkeypatch.setattr("loadtest.scenario.target.ask_tables", lambda _: {"item": 500})
     monkeypatch.setattr(command, "_ceiling", lambda *_: 12_345.0)
-    monkeypatch.setattr("loadtest.find_max.Limits", partial(Limits, cool_down=0.0))
+    monkeypatch.setattr("loadtest.search.find_max.Limits", partial(Limits, cool_down=0.0))
     out = tmp_path / "a.json"
     code, printed, err = here("--find-max", "--slo", "p99<10ms", "--out", out, "--rate", "100")
     assert code == 0

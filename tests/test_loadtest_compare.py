@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from loadtest import tables
-from loadtest.compare import CompareError, Comparison, Figure, compare, differences
-from loadtest.histogram import Histogram
-from loadtest.resample import make_blocks
-from loadtest.result import Generator, Result
-from loadtest.scenario import Ask, Batch, Event, Keys, Phase, Scenario
-from loadtest.tally import Tally
+from loadtest.report import terminal as tables
+from loadtest.results.bootstrap import make_blocks
+from loadtest.results.compare import CompareError, Comparison, Figure, compare, differences
+from loadtest.results.histogram import Histogram
+from loadtest.results.result import Generator, Result
+from loadtest.results.tally import Tally
+from loadtest.scenario.model import Ask, Batch, Event, Keys, Phase, Scenario
 
 NUM_RUNS = 16
 RATE = 50

@@ -7,11 +7,11 @@ from collections import Counter
 
 import pytest
 
-from loadtest.conditions import Condition, ConditionError, parse
-from loadtest.histogram import Histogram
-from loadtest.result import Generator, Result
-from loadtest.scenario import Scenario
-from loadtest.tally import Tally
+from loadtest.results.conditions import Condition, ConditionError, parse
+from loadtest.results.histogram import Histogram
+from loadtest.results.result import Generator, Result
+from loadtest.results.tally import Tally
+from loadtest.scenario.model import Scenario
 
 MS = 1_000_000
 

@@ -19,16 +19,16 @@ import pytest
 from driving import drive, scenario
 from ill_server import rows, scripted
 
-from loadtest import fleet
-from loadtest.plan import LoadError
-from loadtest.result import Result
+from loadtest.results.result import Result
+from loadtest.run import worker_pool as fleet
+from loadtest.run.plan import LoadError
 
 ENGINES = pytest.mark.parametrize("engine", ["httpx", "raw"])
 
 SCRIPT = """
 import json, sys
-from loadtest import fleet
-from loadtest.scenario import Scenario
+from loadtest.run import worker_pool as fleet
+from loadtest.scenario.model import Scenario
 asked = Scenario.from_json(json.loads(sys.argv[1]))
 said = {"on_begin": lambda _: print("begun", flush=True), "on_progress": lambda p: print(p.offered, flush=True)}
 result = fleet.run(asked, **said)
@@ -69,7 +69,7 @@ def generators() -> list[int]:
     """Process ids of the generators that this process started."""
     tasks = Path("/proc/self/task").glob("*/children")
     children = [int(child) for task in tasks for child in task.read_text().split()]
-    return [child for child in children if b"loadtest.generate" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [child for child in children if b"loadtest.generator.worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def test_a_generator_that_is_killed_is_one_line() -> None:
@@ -97,7 +97,7 @@ def test_processes_that_cannot_be_started_are_one_line(monkeypatch: pytest.Monke
         begun.append(begin(*command, **options))
         return begun[0]
 
-    monkeypatch.setattr("loadtest.fleet.subprocess.Popen", refuse)
+    monkeypatch.setattr("loadtest.run.worker_pool.subprocess.Popen", refuse)
     with scripted(lambda _: rows()) as url, pytest.raises(LoadError) as error:
         fleet.run(scenario(url, processes=2), num_ids={"item": 100})
     assert str(error.value) == "cannot start generator process 2 of 2: Resource temporarily unavailable"

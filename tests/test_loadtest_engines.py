@@ -15,17 +15,17 @@ from ill_server import CLOSE, RESET, SILENCE, Answer, reply, rows, scripted
 from serving import ServerProcess, serving
 
 import embstore
-from loadtest import fleet
-from loadtest.alarm import Alarm
-from loadtest.calibrate import calibrate
-from loadtest.findings import gather
-from loadtest.histogram import Histogram
-from loadtest.plan import LoadError
-from loadtest.recorder import SECOND, Recorder
-from loadtest.scenario import Ask, Batch, Keys, Phase
-from loadtest.tally import Tally
-from loadtest.validity import doubts
-from loadtest.watch import Watch
+from loadtest.generator.clock_watch import Watch
+from loadtest.generator.recorder import SECOND, Recorder
+from loadtest.generator.timer import Alarm
+from loadtest.results.histogram import Histogram
+from loadtest.results.tally import Tally
+from loadtest.results.validity import doubts
+from loadtest.run import worker_pool as fleet
+from loadtest.run.calibrate import calibrate
+from loadtest.run.merge import gather
+from loadtest.run.plan import LoadError
+from loadtest.scenario.model import Ask, Batch, Keys, Phase
 
 ENGINES = pytest.mark.parametrize("engine", ["httpx", "raw"])
 BUSY = reply(b"", "429 Too Many Requests", retry_after=1)
@@ -243,7 +243,7 @@ def test_a_generator_that_fails_itself_says_so() -> None:
         raise RuntimeError("no more ids")
 
     with scripted(lambda _: rows()) as url, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loadtest.raw_engine.RawEngine.next", fail)
+        patch.setattr("loadtest.generator.raw_engine.RawEngine.next", fail)
         with pytest.raises(LoadError, match="the generator failed: RuntimeError: no more ids"):
             drive(scenario(url, engine="raw"))
 

@@ -16,9 +16,9 @@ import pytest
 
 from embstore.publish import open_store
 from embstore.schemes import MEmCom
-from loadtest.events import Events, describe, send_signal
-from loadtest.result import Mark
-from loadtest.scenario import Event
+from loadtest.results.result import Mark
+from loadtest.run.events import Events, describe, send_signal
+from loadtest.scenario.model import Event
 
 SLEEPS = "import time; print('up', flush=True); time.sleep(60)"
 

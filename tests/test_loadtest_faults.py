@@ -16,10 +16,10 @@ from ill_server import reply, rows, scripted, server_context
 from serving import ServerProcess, serving
 
 import embstore
-from loadtest import fleet
-from loadtest.plan import LoadError
-from loadtest.scenario import Ask, Keys, ScenarioError
-from loadtest.target import ask_tables
+from loadtest.run import worker_pool as fleet
+from loadtest.run.plan import LoadError
+from loadtest.scenario.model import Ask, Keys, ScenarioError
+from loadtest.scenario.target import ask_tables
 
 KEY = "a-lookup-key"
 

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 import pytest
 from rich.console import Console
 
-from loadtest.conditions import parse
-from loadtest.find_max import Limits, at_rate, chance_kept, find_max, peak_rate, whole_slo
-from loadtest.found import Found, describe, table
-from loadtest.histogram import Histogram
-from loadtest.plan import LoadError
-from loadtest.report import LATE
-from loadtest.result import Generator, Result
-from loadtest.scenario import Ask, Keys, Phase, Scenario, ScenarioError
-from loadtest.tally import Tally
+from loadtest.results.conditions import parse
+from loadtest.results.histogram import Histogram
+from loadtest.results.report import LATE
+from loadtest.results.result import Generator, Result
+from loadtest.results.tally import Tally
+from loadtest.run.plan import LoadError
+from loadtest.scenario.model import Ask, Keys, Phase, Scenario, ScenarioError
+from loadtest.search.find_max import Limits, at_rate, chance_kept, find_max, peak_rate, whole_slo
+from loadtest.search.outcome import Found, describe, table
 
 SLO = [parse("p99<10ms")]
 KNEE = 900.0

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.hgrm import curve, to_hgrm
-from loadtest.histogram import Histogram
+from loadtest.results.hgrm import curve, to_hgrm
+from loadtest.results.histogram import Histogram
 
 LINE = re.compile(r" *(\d+\.\d+) +(\d\.\d+) +(\d+)(?: +(\d+\.\d\d))?")
 

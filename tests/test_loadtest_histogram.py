@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.histogram import Histogram
+from loadtest.results.histogram import Histogram
 
 VALUES = st.lists(st.integers(0, 10**13), max_size=60)
 

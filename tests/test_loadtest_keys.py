@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from loadtest import scatter
-from loadtest.batches import Batches
-from loadtest.keys import key_stream
-from loadtest.scatter import Scatter
-from loadtest.scenario import Batch, Keys, ScenarioError
+from loadtest.scenario.model import Batch, Keys, ScenarioError
+from loadtest.workload import permutation as scatter
+from loadtest.workload.batch_sizes import Batches
+from loadtest.workload.ids import key_stream
+from loadtest.workload.permutation import Scatter
 
 DRAWS = 200_000
 

@@ -12,15 +12,15 @@ import uvloop
 from driving import drive, scenario
 from ill_server import CLOSE, NUM_IDS, Answer, rows, scripted
 
-from loadtest import fleet
-from loadtest.alarm import Alarm
-from loadtest.calls import Asked
-from loadtest.expect import Expect
-from loadtest.generate import make_load, schedule
-from loadtest.loops import OpenLoop
-from loadtest.recorder import SECOND, Recorder
-from loadtest.scenario import Phase
-from loadtest.watch import Watch
+from loadtest.generator.clock_watch import Watch
+from loadtest.generator.interfaces import Asked
+from loadtest.generator.loops import OpenLoop
+from loadtest.generator.recorder import SECOND, Recorder
+from loadtest.generator.timer import Alarm
+from loadtest.generator.worker import make_load, schedule
+from loadtest.run import worker_pool as fleet
+from loadtest.scenario.model import Phase
+from loadtest.workload.response_check import Expect
 
 ENGINES = pytest.mark.parametrize("engine", ["httpx", "raw"])
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.checks import check
-from loadtest.options import Flags, effective, to_toml
-from loadtest.outputs import OutputError, Outputs, check_writable, numbered, read_results, write
-from loadtest.result import Generator, Result
-from loadtest.scenario import Ask, Batch, Event, Keys, Phase, Scenario, ScenarioError
-from loadtest.toml_file import read_scenario
+from loadtest.report.files import OutputError, Outputs, check_writable, numbered, read_results, write
+from loadtest.results.result import Generator, Result
+from loadtest.scenario.checks import check
+from loadtest.scenario.model import Ask, Batch, Event, Keys, Phase, Scenario, ScenarioError
+from loadtest.scenario.options import Flags, effective, to_toml
+from loadtest.scenario.toml_file import read_scenario
 
 MIXED = Scenario(
     name='quotes " and \\ and é \x01 \x7f',

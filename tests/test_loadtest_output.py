@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from loadtest import served, tables
-from loadtest.fleet import Progress
-from loadtest.histogram import Histogram
-from loadtest.html import to_html
-from loadtest.live import PlainLines, Silent, Terminal, make_live, sparkline
-from loadtest.report import LATE, lateness
-from loadtest.result import Generator, Mark, Result, Sample, Seen
-from loadtest.scales import from_zero, of_percentiles, of_times
-from loadtest.scenario import Ask, Phase, Scenario
-from loadtest.summary import to_summary
-from loadtest.tally import Tally
-from loadtest.units import bytes_text, plain_text, seconds_text, share_text, time_text
+from loadtest.report import terminal as tables
+from loadtest.report.axes import from_zero, of_percentiles, of_times
+from loadtest.report.html import to_html
+from loadtest.report.live import PlainLines, Silent, Terminal, make_live, sparkline
+from loadtest.results import server_metrics as served
+from loadtest.results.histogram import Histogram
+from loadtest.results.report import LATE, lateness
+from loadtest.results.result import Generator, Mark, Result, Sample, Seen
+from loadtest.results.summary import to_summary
+from loadtest.results.tally import Tally
+from loadtest.results.units import bytes_text, plain_text, seconds_text, share_text, time_text
+from loadtest.run.worker_pool import Progress
+from loadtest.scenario.model import Ask, Phase, Scenario
 
 MS = 1_000_000
 SECONDS = 6

@@ -14,11 +14,18 @@ import numpy as np
 import pytest
 from ill_server import CLOSE, RESET, SILENCE, Answer, scripted
 
-from loadtest.histogram import Histogram
-from loadtest.plan import due_times
-from loadtest.raw import LoadError, Plan, run
-from loadtest.report import Report
-from loadtest.workload import get_request, infer_requests, json_requests, octet_requests, read_requests, write_requests
+from loadtest.results.histogram import Histogram
+from loadtest.results.report import Report
+from loadtest.run.plan import due_times
+from loadtest.run.raw import LoadError, Plan, run
+from loadtest.workload.prewritten import (
+    get_request,
+    infer_requests,
+    json_requests,
+    octet_requests,
+    read_requests,
+    write_requests,
+)
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BUSY = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\ncontent-length: 0\r\n\r\n"
@@ -187,7 +194,7 @@ def test_nobody_listening_is_one_line() -> None:
 def test_the_command_says_what_is_wrong() -> None:
     """One line on stderr, exit code 1."""
     asked = json.dumps({"loads": [{"url": "ftp://x", "seconds": 1, "requests": "none"}]})
-    ran = subprocess.run([sys.executable, "-m", "loadtest.raw"], input=asked, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-m", "loadtest.run.raw"], input=asked, capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == "loadtest: url must begin with http:// and a host, got 'ftp://x'\n"
 

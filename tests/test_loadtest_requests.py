@@ -14,10 +14,10 @@ from serving import serving
 
 import embstore
 from embstore.publish import Publication
-from loadtest.expect import row_bytes
-from loadtest.requests import Expect, Prepared, prepare
-from loadtest.scenario import Ask, Keys, Scenario, ScenarioError
-from loadtest.target import ask_tables
+from loadtest.scenario.model import Ask, Keys, Scenario, ScenarioError
+from loadtest.scenario.target import ask_tables
+from loadtest.workload.requests import Expect, Prepared, prepare
+from loadtest.workload.response_check import row_bytes
 
 NUM, DIM = 50, 6
 WORDS = [f"word-{n}é" for n in range(NUM)]

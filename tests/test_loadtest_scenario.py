@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from loadtest.checks import check
-from loadtest.scenario import Ask, Batch, Event, Keys, Phase, Scenario, ScenarioError
-from loadtest.toml_file import read_scenario
+from loadtest.scenario.checks import check
+from loadtest.scenario.model import Ask, Batch, Event, Keys, Phase, Scenario, ScenarioError
+from loadtest.scenario.toml_file import read_scenario
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "loadtest" / "scenarios").glob("*.toml"))
 WHOLE = """

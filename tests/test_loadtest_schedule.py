@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from loadtest import source
-from loadtest.scenario import Ask, Batch, Keys, Phase, Scenario, ScenarioError
-from loadtest.schedule import due_offsets, expected
-from loadtest.source import Source
+from loadtest.scenario.model import Ask, Batch, Keys, Phase, Scenario, ScenarioError
+from loadtest.workload import request_stream as source
+from loadtest.workload.request_stream import Source
+from loadtest.workload.schedule import due_offsets, expected
 
 TABLES = {"item": 1000, "user": 1000}
 

@@ -11,10 +11,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from loadtest.plan import LoadError
-from loadtest.scenario import Scenario
-from loadtest.scrape import Scraper, parse
-from loadtest.session import load_test
+from loadtest.run.plan import LoadError
+from loadtest.run.scrape import Scraper, parse
+from loadtest.run.session import load_test
+from loadtest.scenario.model import Scenario
 
 TEXT = """\
 # HELP embstore_swaps_total Times the set of served versions changed.
@@ -156,7 +156,7 @@ def test_a_server_that_is_gone_is_one_mark() -> None:
 
 def test_a_server_that_is_silent_does_not_hold_the_end_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that nobody answers run into their limit, and the end waits no longer than that."""
-    monkeypatch.setattr("loadtest.scrape.TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr("loadtest.run.scrape.TIMEOUT_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         scraper = scrape(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.1)
         begun = time.monotonic()
@@ -173,7 +173,7 @@ def test_a_run_that_fails_ends_its_scraper(monkeypatch: pytest.MonkeyPatch) -> N
         on_begin(time.perf_counter_ns())
         raise LoadError("a generator process died")
 
-    monkeypatch.setattr("loadtest.fleet.run", fail)
+    monkeypatch.setattr("loadtest.run.worker_pool.run", fail)
     with answering(lambda _: (200, b"embstore_swaps_total 1\n")) as (url, _):
         with pytest.raises(LoadError, match="a generator process died"):
             load_test(Scenario(url=url, scrape=True), stop=threading.Event(), num_ids={})
@@ -185,7 +185,7 @@ def test_a_run_that_fails_ends_its_scraper(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_page_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """More bytes than any server's metrics have are a failure, not memory."""
-    monkeypatch.setattr("loadtest.scrape.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("loadtest.run.scrape.MAX_BYTES", 1 << 20)
     with answering(lambda _: (200, b"embstore_swaps_total 1\n" * 100_000)) as (url, _):
         scraper = scrape(url, 0.1)
         assert scraper.end() == []

@@ -15,9 +15,9 @@ from driving import scenario
 from serving import ServerProcess, serving
 
 import embstore
-from loadtest import fleet
-from loadtest.result import Result
-from loadtest.scenario import Scenario
+from loadtest.results.result import Result
+from loadtest.run import worker_pool as fleet
+from loadtest.scenario.model import Scenario
 
 STALL_SECONDS = 0.5
 ENOUGH = 250

@@ -12,7 +12,7 @@ from scheme_cases import same_bits, served
 
 from embstore.errors import ConfigError, DataError, IdOutOfRange
 from embstore.fitting import weighted_relative_error
-from embstore.kernels import numba_project
+from embstore.kernels.cpu import project as cpu_project
 from embstore.schemes import LowRank
 
 
@@ -36,7 +36,7 @@ def test_products_are_added_in_order(rank: int, dim: int) -> None:
     """The compiled product has the bits of plain float32 sums, column by column, whatever the width."""
     factors, projection, offset = random(9, rank), random(rank, dim), random(1, dim)
     ids, out = np.array([8, 0, 3, 3, -1, 7]), np.full((6, dim), np.float32(0.125))
-    numba_project.project(factors, projection, offset, ids, out)
+    cpu_project.project(factors, projection, offset, ids, out)
     for row, id_ in zip(out, ids, strict=True):
         expected = in_order(offset[0], factors[id_], projection) if id_ >= 0 else np.full(dim, np.float32(0.125))
         assert (row.view(np.uint32) == expected.view(np.uint32)).all()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embstore.errors import VerificationFailed
-from embstore.manifest import FORMAT_VERSION, FileEntry, Golden, Manifest
+from embstore.store.manifest import FORMAT_VERSION, FileEntry, Golden, Manifest
 
 EXAMPLE = Manifest(
     table="item",

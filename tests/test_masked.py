@@ -19,9 +19,9 @@ from scheme_cases import same, same_bits, served
 from embstore import open_store
 from embstore.errors import ConfigError, DataError, IdOutOfRange
 from embstore.fitting import weighted_relative_error
-from embstore.kernels import numba_prefix
+from embstore.kernels.cpu import masked as cpu_masked
 from embstore.schemes import Masked
-from embstore.schemes.mask_learner import MaskLearner, allowed_widths
+from embstore.schemes.masked_learner import MaskLearner, allowed_widths
 
 N, D = 60, 19
 
@@ -92,9 +92,9 @@ def test_nothing_beside_a_row_is_read(dim: int, rotation: bool) -> None:
         ids, out = np.array([4, -1, 0, 2]), np.full((4, dim), np.float32(0.125))
         places = (np.array([5]), np.array([width]), np.array([40]))
         if rotation:
-            numba_prefix.prefix_rotated(array, np.eye(dim, dtype=np.float32), *places, ids, out)
+            cpu_masked.prefix_rotated(array, np.eye(dim, dtype=np.float32), *places, ids, out)
         else:
-            numba_prefix.prefix(array, *places, ids, out)
+            cpu_masked.prefix(array, *places, ids, out)
         expected = np.zeros((4, dim), np.float32)
         expected[:, :width] = np.arange(5 * width).reshape(5, width)[ids]
         expected[1] = 0.125

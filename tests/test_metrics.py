@@ -17,8 +17,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from embstore import __version__
-from server.cells import Cells
-from server.metrics import (
+from server.metrics.recorder import (
     BATCHES,
     BREAKER_STATES,
     CACHE_OPERATIONS,
@@ -33,6 +32,7 @@ from server.metrics import (
     Metrics,
     take_over,
 )
+from server.metrics.shared_counters import Cells
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

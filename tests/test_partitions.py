@@ -19,8 +19,8 @@ from scheme_cases import looked_up, same_bits, served
 from torch import Tensor, nn
 
 from embstore.errors import ConfigError
-from embstore.partitions import first_moduli, moduli
 from embstore.schemes import QR, Full
+from embstore.schemes.partitions import first_moduli, moduli
 from embstore.schemes.qr import OPS, PARTITIONS, QRConfig, indices
 
 every_op = pytest.mark.parametrize("op", OPS)

@@ -17,7 +17,7 @@ from scheme_cases import looked_up, same, same_bits, served
 from torch import Tensor
 
 from embstore.errors import ConfigError
-from embstore.kernels.tile import DEPTH, LANES, ROWS
+from embstore.kernels.cpu.matmul_tile import DEPTH, LANES, ROWS
 from embstore.schemes import Full, PathBased
 from embstore.schemes.path import PathConfig
 

@@ -21,9 +21,9 @@ from embstore import open_store
 from embstore.errors import ConfigError, DataError, VerificationFailed
 from embstore.fitting import weighted_relative_error
 from embstore.fitting.product import balanced_axes, product_codes
-from embstore.kernels import numba_codes
+from embstore.kernels.cpu import pq as cpu_pq
 from embstore.schemes import PQ
-from embstore.schemes.code_learner import CodeLearner
+from embstore.schemes.pq_learner import CodeLearner
 
 N, D = 300, 16
 
@@ -130,8 +130,8 @@ def test_negative_ids_keep_their_rows_in_every_kind_of_batch() -> None:
         ids = np.arange(num_ids)
         ids[::2] = -1
         for call in (
-            lambda out, ids=ids: numba_codes.gather_codes(books, codes, ids, out),
-            lambda out, ids=ids: numba_codes.gather_codes_rotated(books, codes, 2, rotation, ids, out),
+            lambda out, ids=ids: cpu_pq.gather_codes(books, codes, ids, out),
+            lambda out, ids=ids: cpu_pq.gather_codes_rotated(books, codes, 2, rotation, ids, out),
         ):
             out = np.full((num_ids, 8), 7.5, np.float32)
             call(out)

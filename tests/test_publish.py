@@ -30,9 +30,9 @@ from embstore.errors import (
     VerificationFailed,
 )
 from embstore.ids import Dense
-from embstore.manifest import Manifest
 from embstore.publish import Publication, Store, open_store
 from embstore.schemes import SCHEMES, MEmCom, scheme_class
+from embstore.store.manifest import Manifest
 from embstore.table import Table
 
 ROWS, DIM = 30, 8

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from embstore.errors import ConfigError, VerificationFailed
-from embstore.kernels import numba_gather
+from embstore.kernels.cpu import gather as cpu_gather
 from embstore.quantize import (
     DTYPES,
     Slot,
@@ -110,7 +110,7 @@ def test_compiled_loops_read_what_torch_reads(dtype: str, array: Floats) -> None
     """The same bits from the kernel and from torch, subnormal halves and constant rows included."""
     packed = pack(array, dtype)
     out = np.empty_like(array)
-    numba_gather.gather(for_kernels(packed), np.arange(len(array)), out)
+    cpu_gather.gather(for_kernels(packed), np.arange(len(array)), out)
     assert (out.view(np.uint32) == dequantize(to_torch(packed, dtype)).numpy().view(np.uint32)).all()
 
 
@@ -119,10 +119,10 @@ def test_every_half_and_every_bfloat16_is_read_exactly() -> None:
     bits = np.arange(1 << 16, dtype=np.uint16)
     halves = bits.view(np.float16)
     out = np.empty((1 << 16, 1), np.float32)
-    numba_gather.gather(halves.view(np.int16)[:, None], np.arange(1 << 16), out)
+    cpu_gather.gather(halves.view(np.int16)[:, None], np.arange(1 << 16), out)
     finite = np.isfinite(halves)
     assert (out[finite, 0].view(np.uint32) == halves[finite].astype(np.float32).view(np.uint32)).all()
-    numba_gather.gather(bits[:, None], np.arange(1 << 16), out)
+    cpu_gather.gather(bits[:, None], np.arange(1 << 16), out)
     assert (out[:, 0].view(np.uint32) == unpack_bfloat16(bits).view(np.uint32)).all()
 
 

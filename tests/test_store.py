@@ -25,7 +25,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embstore import store as store_module
 from embstore.errors import (
     ConfigError,
     EmbstoreError,
@@ -37,7 +36,8 @@ from embstore.errors import (
     VersionNotFound,
 )
 from embstore.publish import Publication, Store, open_store
-from embstore.store import FileStore
+from embstore.store import local as store_module
+from embstore.store.local import FileStore
 
 ROWS, DIM = 40, 8
 FIRST = np.random.default_rng(1).normal(size=(ROWS, DIM)).astype(np.float32)
@@ -78,7 +78,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 def rewrite_arrays(store: FileStore, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change the arrays of version 2 and make the manifest's size and digest fit them again."""
-    from embstore.arrays import map_file, read_arrays, write_arrays
+    from embstore.store.tensor_file import map_file, read_arrays, write_arrays
 
     path = folder(store) / "arrays.safetensors"
     arrays = {name: array.copy() for name, array in read_arrays(map_file(path), "").items()}
@@ -240,7 +240,7 @@ def test_arrays_are_views_of_a_read_only_map(store: Store) -> None:
 
 READER = """
 import sys
-from embstore.store import FileStore
+from embstore.store.local import FileStore
 arrays = FileStore(sys.argv[1]).read_version("item", int(sys.argv[2])).arrays
 total = sum(float(array.sum()) for array in arrays.values())
 assert "torch" not in sys.modules
@@ -574,7 +574,7 @@ HOLDER = """
 import sys
 import numpy as np
 from dataclasses import replace
-from embstore.store import FileStore
+from embstore.store.local import FileStore
 store = FileStore(sys.argv[1])
 made = store.read_version("item", 1)
 with store.stage(made.manifest, made.arrays) as staged:

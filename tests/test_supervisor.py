@@ -37,7 +37,7 @@ def test_settings_that_cannot_work_end_the_server(
 
 SUPERVISED = """
 import os, signal, socket, sys, threading, time
-from server.workers import Supervisor
+from server.process.supervisor import Supervisor
 
 def work(member):
     print("start", member.number, flush=True)

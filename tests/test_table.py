@@ -20,8 +20,8 @@ from embstore import schemes
 from embstore.errors import ConfigError, IdOutOfRange, VerificationFailed
 from embstore.hashing import bucket
 from embstore.ids import Dense, IdSpace, Vocabulary
-from embstore.manifest import Golden, Manifest
 from embstore.schemes.base import Scheme
+from embstore.store.manifest import Golden, Manifest
 from embstore.table import DEFAULT_VECTOR, ON_MISSING, Table, check_finite, check_golden, digest, make_table
 
 N, D = 6, 3

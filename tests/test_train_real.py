@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from embstore.progress import Silent
+from embstore.common.progress import Silent
 from embstore.publish import open_store
 from embstore.train.config import load_config
 from embstore.train.data import read_dataset

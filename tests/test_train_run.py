@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 import torch
 
+from embstore.common.progress import PlainLines, Silent, Terminal, make_reporter
 from embstore.errors import ConfigError, Conflict, DataError
-from embstore.progress import PlainLines, Silent, Terminal, make_reporter
 from embstore.publish import open_store
 from embstore.train import bench
 from embstore.train.config import TrainConfig, load_config

@@ -129,7 +129,7 @@ def test_sums_are_taken_as_on_the_cpu(case: Case) -> None:
 
 def test_the_interpreter_is_what_runs_where_there_is_no_gpu() -> None:
     """Without a device the kernels are interpreted; with one they are compiled."""
-    from embstore.kernels.triton_gather import _gather
+    from embstore.kernels.cuda.gather import _gather
 
     assert type(_gather).__name__ == ("JITFunction" if ON_GPU else "InterpretedFunction")
 

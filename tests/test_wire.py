@@ -201,7 +201,7 @@ def test_encoding_needs_no_torch() -> None:
     """A process that only encodes loads neither torch nor, before the first bytes, numba."""
     script = (
         "import sys; from embstore.wire import warm; assert 'numba' not in sys.modules; warm();"
-        "assert 'torch' not in sys.modules and 'embstore.kernels.numba_wire' in sys.modules"
+        "assert 'torch' not in sys.modules and 'embstore.kernels.cpu.wire' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=200)
 
@@ -209,7 +209,7 @@ def test_encoding_needs_no_torch() -> None:
 def test_warming_compiles_every_encoding() -> None:
     """After `warm` each encoding has run once, and all of them are from compiled code."""
     warm()
-    from embstore.kernels import numba_wire
+    from embstore.kernels.cpu import wire as cpu_wire
 
-    for loop in (numba_wire.to_float16, numba_wire.to_bfloat16, numba_wire.to_int8):
+    for loop in (cpu_wire.to_float16, cpu_wire.to_bfloat16, cpu_wire.to_int8):
         assert loop.nopython_signatures

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loadtest.workload import zipf_ids
+from loadtest.workload.prewritten import zipf_ids
 
 
 def test_ids_are_the_same_for_the_same_seed() -> None:

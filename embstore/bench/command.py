@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from embstore.common.progress import make_reporter
+from embstore.common.render import show
 from embstore.errors import ConfigError
-from embstore.progress import make_reporter
-from embstore.render import show
 
 app = typer.Typer(help="Measure kernels, schemes and the server on this machine.", no_args_is_help=True)
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
@@ -29,9 +29,9 @@ def kernels(
     """Every scheme's lookup beside eager torch and beside the least that reading its bytes takes."""
     from embstore.bench import kernels as bench
     from embstore.bench.machine import describe
+    from embstore.common.sizes import parse_bytes
     from embstore.quantize import check_dtype
     from embstore.schemes import SCHEMES, scheme_class
-    from embstore.sizes import parse_bytes
 
     for name in scheme or ():
         scheme_class(name)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from embstore.arrays import LINE
 from embstore.quantize import take
+from embstore.store.tensor_file import LINE
 
 _PRODUCTS = {torch.baddbmm: 1, torch.addmm: 1, torch.nn.functional.linear: 0, torch.matmul: 0, Tensor.matmul: 0}
 """Functions that multiply matrices, and which argument is the left one."""

@@ -233,7 +233,7 @@ def _measure(contender: Contender, batch: int, zipf: float | None, rounds: int) 
 
 def _floor(contender: Contender, ids: torch.Tensor, out: NDArray[np.float32]) -> tuple[Any, float]:
     """What the scheme is measured against, as a function of the batch's number, and the bytes one id reads."""
-    from embstore.kernels.numba_floor import gather_runs
+    from embstore.kernels.cpu.floor import gather_runs
 
     if contender.scheme.name in NETWORKS:
         shapes = products_made(contender.scheme, contender.config, contender.tensors, ids[0])

@@ -78,7 +78,7 @@ class Load:
 
     def raw(self, plans: Sequence[dict[str, Any]], *, on: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Reports of loads made at the same time by the project's own generator."""
-        command = [sys.executable, "-m", "loadtest.raw"]
+        command = [sys.executable, "-m", "loadtest.run.raw"]
         found: list[dict[str, Any]] = json.loads(self._call(command, on, input=json.dumps({"loads": plans})))
         return found
 

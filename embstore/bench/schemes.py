@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from embstore.bench.machine import best_seconds
+from embstore.common.progress import Silent
 from embstore.errors import ConfigError
-from embstore.progress import Silent
 from embstore.publish import open_store
 from embstore.schemes import SCHEMES
 from embstore.schemes.base import Progress

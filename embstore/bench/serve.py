@@ -276,7 +276,7 @@ class Bench:
 
     def target(self, name: str, server: Server, table: str, kind: str, ids: int, path: str = "") -> Target:
         """Requests of one kind for one table, drawn from the same ids for every server."""
-        from loadtest import workload
+        from loadtest.workload import prewritten as workload
 
         made = {"octet": workload.octet_requests, "json": workload.json_requests, "infer": workload.infer_requests}
         path = path or (f"/v2/models/{table}/infer" if kind == "infer" else f"/v1/tables/{table}/lookup")
@@ -291,7 +291,7 @@ class Bench:
 
     def health(self, server: Server) -> Target:
         """What an orchestrator asks."""
-        from loadtest import workload
+        from loadtest.workload import prewritten as workload
 
         file, host = self.folder / "requests-health", server.url.removeprefix("http://")
         workload.write_requests(file, [workload.get_request(host, path) for path in ("/livez", "/readyz")])

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from embstore.common.render import compression_table, show
 from embstore.errors import ConfigError
-from embstore.render import compression_table, show
 
 
 def compress(
@@ -47,9 +47,9 @@ def compress(
     json: Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")] = False,
 ) -> None:
     """Fit a scheme to vectors that exist, say what that costs and keeps, and publish it where --table is given."""
+    from embstore.common.progress import make_reporter
     from embstore.compress.run import Job
     from embstore.compress.run import compress as run
-    from embstore.progress import make_reporter
     from embstore.publish import open_store
 
     job = Job(

@@ -119,7 +119,7 @@ def _flat(held: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    from embstore.arrays import map_file, read_arrays
+    from embstore.store.tensor_file import map_file, read_arrays
 
     try:
         arrays = read_arrays(map_file(path), str(path))

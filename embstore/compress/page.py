@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from embstore.common.atomic_files import storing
 from embstore.compress import plots
 from embstore.compress.measure import HOT_SHARE, Measured
 from embstore.errors import ConfigError
-from embstore.files import storing
 
 if TYPE_CHECKING:
     from embstore.compress.run import Result

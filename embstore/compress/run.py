@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
+from embstore.common.progress import Silent
+from embstore.common.sizes import parse_bytes
 from embstore.compress.fit import fit_within, served
 from embstore.compress.inputs import Source, read_source
 from embstore.compress.measure import Quality, measure
 from embstore.errors import ConfigError
 from embstore.ids import Dense, Vocabulary
-from embstore.manifest import Manifest
-from embstore.progress import Silent
 from embstore.publish import Store
 from embstore.quantize import check_dtype
 from embstore.schemes import scheme_class
-from embstore.sizes import parse_bytes
-from embstore.store import LATEST, check_label, check_name
+from embstore.store.local import LATEST, check_label, check_name
+from embstore.store.manifest import Manifest
 
 NUM_HOT_IDS = 4096
 

@@ -1,8 +1,12 @@
 """The fast loops of the schemes' lookups; a scheme's own `compose`, in plain torch, is the definition of correct.
 
-* `numba_*`: numpy arrays in, fused loops that release the GIL (`numba_rows` reads rows of any storage dtype);
-* `triton_*`: CUDA tensors in, one launch a lookup;
+* `cpu`: numpy arrays in, fused loops that release the GIL (`cpu.rows` reads rows of any storage dtype);
+* `cuda`: CUDA tensors in, one launch a lookup;
 * `reference`: `compose` behind the same contract, on any device.
+
+A file is named after its scheme, in both folders. Five serve several schemes: `gather` full, hash and memcom;
+`split` frequency, learned_hash and mixed_precision; `hashed` double_hash and mem_rec; `memory` robe and lma;
+`project` low_rank and mixed_dim.
 
 Which of them runs follows from the type and device of `out` and nothing else: no environment variable, no fallback at
 run time. Contract of all: `ids` are int64, checked by the caller to lie in `[0, num_embeddings)` or to be negative;
@@ -23,8 +27,8 @@ Array = Any
 class Loops:
     """The loops of one file of this package, imported when the first of them is called: numba takes a while to load.
 
-    numba_gather = Loops("numba_gather")
-    numba_gather.gather(weight, ids, out)
+    cpu_gather = Loops("cpu.gather")
+    cpu_gather.gather(weight, ids, out)
     """
 
     def __init__(self, file: str) -> None:

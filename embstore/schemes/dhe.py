@@ -47,8 +47,8 @@ from embstore.kernels import Loops
 from embstore.quantize import Slot, dequantize
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
 
-numba_dhe = Loops("numba_dhe")
-numba_gather = Loops("numba_gather")
+cpu_dhe = Loops("cpu.dhe")
+cpu_gather = Loops("cpu.gather")
 
 ACTIVATIONS = ("mish", "relu")
 ENCODINGS = ("uniform", "gaussian")
@@ -227,16 +227,16 @@ class DHE(Scheme):
     @classmethod
     def lookup_gpu(cls, config: DHEConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = W_L activation(.. activation(W_0 encode(x) + b_0) ..) + b_L."""
-        from embstore.kernels import triton_dhe
+        from embstore.kernels.cuda import dhe as cuda_dhe
 
         layers = range(len(config.widths) - 1)
         weights = [dequantize(tensors[f"weight_{j}"]) for j in layers]
         offsets_K = _offsets_on(config.num_hashes, config.seed, out_BD.device)
         for ids_b, out_bD in zip(ids_B.split(IDS_AT_ONCE_GPU), out_BD.split(IDS_AT_ONCE_GPU), strict=True):
-            x = triton_dhe.encode(ids_b, offsets_K, gaussian=config.encoding == "gaussian")
+            x = cuda_dhe.encode(ids_b, offsets_K, gaussian=config.encoding == "gaussian")
             for j in layers:
                 x = F.linear(x if j == 0 else activate(config, x), weights[j], tensors[f"bias_{j}"][0])
-            triton_dhe.put_found(x, ids_b, out_bD)
+            cuda_dhe.put_found(x, ids_b, out_bD)
 
     @classmethod
     def layout(cls, config: DHEConfig) -> dict[str, Slot]:
@@ -367,8 +367,8 @@ def _decode(config: DHEConfig, tensors: Tensors, ids_B: NDArray[np.int64], out_B
     """
     last, num_ids = len(config.hidden), len(ids_B)
     weights = [_floats(tensors[f"weight_{j}"], width) for j, width in enumerate(config.widths[:-1])]
-    add_activation = numba_dhe.add_mish if config.activation == "mish" else numba_dhe.add_relu
-    encode_into = numba_dhe.encode_uniform if config.encoding == "uniform" else numba_dhe.encode_gaussian
+    add_activation = cpu_dhe.add_mish if config.activation == "mish" else cpu_dhe.add_relu
+    encode_into = cpu_dhe.encode_uniform if config.encoding == "uniform" else cpu_dhe.encode_gaussian
     offsets_K = _offsets(config.num_hashes, config.seed)
     at_once = max(1, min(num_ids, IDS_AT_ONCE, MAX_SCRATCH // sum(config.widths)))
     scratch = [np.empty((at_once, width), np.float32) for width in config.widths[:-1]]
@@ -381,7 +381,7 @@ def _decode(config: DHEConfig, tensors: Tensors, ids_B: NDArray[np.int64], out_B
             add_activation(layers[j + 1], tensors[f"bias_{j}"])
         vectors = out_BD[start : start + len(ids)]
         np.matmul(layers[last], weights[last].T, out=vectors)
-        numba_dhe.add_bias(vectors, tensors[f"bias_{last}"])
+        cpu_dhe.add_bias(vectors, tensors[f"bias_{last}"])
 
 
 def _floats(table: Any, width: int) -> Any:
@@ -389,5 +389,5 @@ def _floats(table: Any, width: int) -> Any:
     if table.dtype == np.float32:
         return table
     rows = np.empty((len(table), width), np.float32)
-    numba_gather.gather(table, np.arange(len(table)), rows)
+    cpu_gather.gather(table, np.arange(len(table)), rows)
     return rows

@@ -33,7 +33,7 @@ from embstore.kernels import Loops
 from embstore.quantize import Slot
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
 
-numba_hashed = Loops("numba_hashed")
+cpu_hashed = Loops("cpu.hashed")
 
 OPS = ("sum", "concat")
 ROUNDS = 20
@@ -139,16 +139,16 @@ class DoubleHash(Scheme):
     def lookup_cpu(config: DoubleHashConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = sum_j (w_j(x)) T_j[h_j(x)], or their concatenation."""
         hashes = (config.seed, config.num_hashes, config.num_buckets, config.shared_table, config.op == "concat")
-        numba_hashed.gather_hashes(tensors["weight"], tensors.get("weights"), ids_B, *hashes, out_BD)
+        cpu_hashed.gather_hashes(tensors["weight"], tensors.get("weights"), ids_B, *hashes, out_BD)
 
     @classmethod
     def lookup_gpu(cls, config: DoubleHashConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = sum_j (w_j(x)) T_j[h_j(x)], or their concatenation."""
-        from embstore.kernels import triton_hashed
+        from embstore.kernels.cuda import hashed as cuda_hashed
 
         how = {"shared": config.shared_table, "concat": config.op == "concat", "out_BD": out_BD}
         hashes = (config.seed, config.num_hashes, config.num_buckets)
-        triton_hashed.gather_hashes(tensors["weight"], tensors.get("weights"), ids_B, *hashes, **how)
+        cuda_hashed.gather_hashes(tensors["weight"], tensors.get("weights"), ids_B, *hashes, **how)
 
     @classmethod
     def layout(cls, config: DoubleHashConfig) -> dict[str, Slot]:

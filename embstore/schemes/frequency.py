@@ -30,7 +30,7 @@ from embstore.quantize import Slot
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
 from embstore.schemes.popularity import checked_frequencies
 
-numba_split = Loops("numba_split")
+cpu_split = Loops("cpu.split")
 
 MOST_HOT = 0.9
 """Of the rows, when frequencies decide: rare ids keep a tenth."""
@@ -89,19 +89,19 @@ class Frequency(Scheme):
     def lookup_cpu(config: FrequencyConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = T[x], or e = T[H + h(x)] from id H on."""
         if config.seed is None:
-            numba_split.gather_hot_mod(tensors["weight"], config.num_hot, ids_B, out_BD)
+            cpu_split.gather_hot_mod(tensors["weight"], config.num_hot, ids_B, out_BD)
         else:
-            numba_split.gather_hot_hash(tensors["weight"], config.num_hot, ids_B, config.seed, out_BD)
+            cpu_split.gather_hot_hash(tensors["weight"], config.num_hot, ids_B, config.seed, out_BD)
 
     @classmethod
     def lookup_gpu(cls, config: FrequencyConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = T[x], or e = T[H + h(x)] from id H on."""
-        from embstore.kernels import triton_split
+        from embstore.kernels.cuda import split as cuda_split
 
         if config.seed is None:
-            triton_split.gather_hot_mod(tensors["weight"], config.num_hot, ids_B, out_BD)
+            cuda_split.gather_hot_mod(tensors["weight"], config.num_hot, ids_B, out_BD)
         else:
-            triton_split.gather_hot_hash(tensors["weight"], config.num_hot, ids_B, config.seed, out_BD)
+            cuda_split.gather_hot_hash(tensors["weight"], config.num_hot, ids_B, config.seed, out_BD)
 
     @classmethod
     def layout(cls, config: FrequencyConfig) -> dict[str, Slot]:

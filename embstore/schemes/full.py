@@ -17,7 +17,7 @@ from embstore.kernels import Loops
 from embstore.quantize import Slot
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
 
-numba_gather = Loops("numba_gather")
+cpu_gather = Loops("cpu.gather")
 
 
 class Full(Scheme):
@@ -47,14 +47,14 @@ class Full(Scheme):
     @staticmethod
     def lookup_cpu(config: Any, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = W[x]."""
-        numba_gather.gather(tensors["weight"], ids_B, out_BD)
+        cpu_gather.gather(tensors["weight"], ids_B, out_BD)
 
     @classmethod
     def lookup_gpu(cls, config: Any, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = W[x]."""
-        from embstore.kernels import triton_gather
+        from embstore.kernels.cuda import gather as cuda_gather
 
-        triton_gather.gather(tensors["weight"], ids_B, out_BD)
+        cuda_gather.gather(tensors["weight"], ids_B, out_BD)
 
     @classmethod
     def layout(cls, config: SchemeConfig) -> dict[str, Slot]:

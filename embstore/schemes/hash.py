@@ -22,7 +22,7 @@ from embstore.kernels import Loops
 from embstore.quantize import Slot
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
 
-numba_gather = Loops("numba_gather")
+cpu_gather = Loops("cpu.gather")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +74,19 @@ class Hash(Scheme):
     def lookup_cpu(config: HashConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = T[h(x)]."""
         if config.seed is None:
-            numba_gather.gather_mod(tensors["weight"], ids_B, out_BD)
+            cpu_gather.gather_mod(tensors["weight"], ids_B, out_BD)
         else:
-            numba_gather.gather_hash(tensors["weight"], ids_B, config.seed, out_BD)
+            cpu_gather.gather_hash(tensors["weight"], ids_B, config.seed, out_BD)
 
     @classmethod
     def lookup_gpu(cls, config: HashConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = T[h(x)]."""
-        from embstore.kernels import triton_gather
+        from embstore.kernels.cuda import gather as cuda_gather
 
         if config.seed is None:
-            triton_gather.gather_mod(tensors["weight"], ids_B, out_BD)
+            cuda_gather.gather_mod(tensors["weight"], ids_B, out_BD)
         else:
-            triton_gather.gather_hash(tensors["weight"], ids_B, config.seed, out_BD)
+            cuda_gather.gather_hash(tensors["weight"], ids_B, config.seed, out_BD)
 
     @classmethod
     def layout(cls, config: HashConfig) -> dict[str, Slot]:

@@ -28,7 +28,7 @@ from embstore.quantize import Slot
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
 from embstore.schemes.popularity import checked_frequencies
 
-numba_split = Loops("numba_split")
+cpu_split = Loops("cpu.split")
 
 HOT_SHARE = 0.4
 """Of the rows for hot ids where ids are known to differ in frequency; 0.3 to 0.5 is what there is advice for."""
@@ -93,14 +93,14 @@ class LearnedHash(Scheme):
     @staticmethod
     def lookup_cpu(config: LearnedHashConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = T[c(x)]."""
-        numba_split.gather_mapped(tensors["weight"], tensors["map"], ids_B, out_BD)
+        cpu_split.gather_mapped(tensors["weight"], tensors["map"], ids_B, out_BD)
 
     @classmethod
     def lookup_gpu(cls, config: LearnedHashConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = T[c(x)]."""
-        from embstore.kernels import triton_split
+        from embstore.kernels.cuda import split as cuda_split
 
-        triton_split.gather_mapped(tensors["weight"], tensors["map"], ids_B, out_BD)
+        cuda_split.gather_mapped(tensors["weight"], tensors["map"], ids_B, out_BD)
 
     @classmethod
     def layout(cls, config: LearnedHashConfig) -> dict[str, Slot]:

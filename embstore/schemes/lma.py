@@ -46,7 +46,7 @@ from embstore.kernels import Loops
 from embstore.quantize import Slot
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
 
-numba_memory = Loops("numba_memory")
+cpu_memory = Loops("cpu.memory")
 
 NUM_KEYS, KEY_BITS = 16, 4
 MAX_SEED = (1 << 63) - 1
@@ -134,15 +134,15 @@ class LMA(Scheme):
     def lookup_cpu(config: LMAConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e[i] = memory[h(signature & mask[i])]."""
         masks, offsets = addressing(config)
-        numba_memory.gather_by_signature(tensors["memory"], tensors["signatures"], masks, offsets, ids_B, out_BD)
+        cpu_memory.gather_by_signature(tensors["memory"], tensors["signatures"], masks, offsets, ids_B, out_BD)
 
     @classmethod
     def lookup_gpu(cls, config: LMAConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e[i] = memory[h(signature & mask[i])]."""
-        from embstore.kernels import triton_memory
+        from embstore.kernels.cuda import memory as cuda_memory
 
         masks, offsets = _addressing_on(config, out_BD.device)
-        triton_memory.gather_by_signature(tensors["memory"], tensors["signatures"], masks, offsets, ids_B, out_BD)
+        cuda_memory.gather_by_signature(tensors["memory"], tensors["signatures"], masks, offsets, ids_B, out_BD)
 
     @classmethod
     def layout(cls, config: LMAConfig) -> dict[str, Slot]:

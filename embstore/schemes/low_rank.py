@@ -29,7 +29,7 @@ from embstore.quantize import Slot
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
 from embstore.schemes.widths import orthogonal_rows
 
-numba_project = Loops("numba_project")
+cpu_project = Loops("cpu.project")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +87,14 @@ class LowRank(Scheme):
     def lookup_cpu(config: LowRankConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = A[x] P (+ o)."""
         offset = tensors["offset"] if config.offset else np.zeros((1, config.embedding_dim), np.float32)
-        numba_project.project(tensors["factors"], tensors["projection"], offset, ids_B, out_BD)
+        cpu_project.project(tensors["factors"], tensors["projection"], offset, ids_B, out_BD)
 
     @classmethod
     def lookup_gpu(cls, config: LowRankConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = A[x] P (+ o)."""
-        from embstore.kernels import triton_project
+        from embstore.kernels.cuda import project as cuda_project
 
-        triton_project.project(tensors["factors"], tensors["projection"], tensors.get("offset"), ids_B, out_BD)
+        cuda_project.project(tensors["factors"], tensors["projection"], tensors.get("offset"), ids_B, out_BD)
 
     @classmethod
     def layout(cls, config: LowRankConfig) -> dict[str, Slot]:

@@ -39,7 +39,7 @@ from embstore.schemes.widths import (
     second_moments,
 )
 
-numba_prefix = Loops("numba_prefix")
+cpu_masked = Loops("cpu.masked")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,20 +130,20 @@ class Masked(Scheme):
         """e = (the first k_x numbers, then zeros) (R)."""
         values = tensors["values"][None]
         if config.rotation:
-            numba_prefix.prefix_rotated(values, tensors["rotation"], *config.places, ids_B, out_BD)
+            cpu_masked.prefix_rotated(values, tensors["rotation"], *config.places, ids_B, out_BD)
         else:
-            numba_prefix.prefix(values, *config.places, ids_B, out_BD)
+            cpu_masked.prefix(values, *config.places, ids_B, out_BD)
 
     @classmethod
     def lookup_gpu(cls, config: MaskedConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = (the first k_x numbers, then zeros) (R)."""
-        from embstore.kernels import triton_prefix
+        from embstore.kernels.cuda import masked as cuda_masked
 
         ends, widths, shifts = (part.tolist() for part in config.places)
         if config.rotation:
-            triton_prefix.prefix_rotated(tensors["values"], tensors["rotation"], ends, widths, shifts, ids_B, out_BD)
+            cuda_masked.prefix_rotated(tensors["values"], tensors["rotation"], ends, widths, shifts, ids_B, out_BD)
         else:
-            triton_prefix.prefix(tensors["values"], ends, widths, shifts, ids_B, out_BD)
+            cuda_masked.prefix(tensors["values"], ends, widths, shifts, ids_B, out_BD)
 
     @classmethod
     def layout(cls, config: MaskedConfig) -> dict[str, Slot]:
@@ -169,7 +169,7 @@ class Masked(Scheme):
         frequencies: float [N], how often each id occurs. None: the k-th id is taken to occur 1 / k times as often as
         the first (Zipf's law). num_blocks: blocks of equal popularity, each of one width. The rest as `MaskLearner`.
         """
-        from embstore.schemes.mask_learner import MaskLearner
+        from embstore.schemes.masked_learner import MaskLearner
 
         SchemeConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         if "block_sizes" in options or "block_widths" in options:

@@ -29,7 +29,7 @@ from embstore.kernels import Loops
 from embstore.quantize import Slot
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
 
-numba_hashed = Loops("numba_hashed")
+cpu_hashed = Loops("cpu.hashed")
 
 WEIGHT_SHARE = 0.25
 """Of a budget for weights unless given: at 16x and D = 64 that is a number an id, which is what MEmCom spends."""
@@ -103,15 +103,15 @@ class MEMRec(Scheme):
     def lookup_cpu(config: MEMRecConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = (sum_j w[g_j(x)]) * (sum_j T[h_j(x)])."""
         hashes = (config.seed, config.num_hashes, config.num_weight_hashes)
-        numba_hashed.gather_mem_rec(tensors["tokens"], tensors["weights"], ids_B, *hashes, out_BD)
+        cpu_hashed.gather_mem_rec(tensors["tokens"], tensors["weights"], ids_B, *hashes, out_BD)
 
     @classmethod
     def lookup_gpu(cls, config: MEMRecConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = (sum_j w[g_j(x)]) * (sum_j T[h_j(x)])."""
-        from embstore.kernels import triton_hashed
+        from embstore.kernels.cuda import hashed as cuda_hashed
 
         hashes = (config.seed, config.num_hashes, config.num_weight_hashes)
-        triton_hashed.gather_mem_rec(tensors["tokens"], tensors["weights"], ids_B, *hashes, out_BD)
+        cuda_hashed.gather_mem_rec(tensors["tokens"], tensors["weights"], ids_B, *hashes, out_BD)
 
     @classmethod
     def layout(cls, config: MEMRecConfig) -> dict[str, Slot]:

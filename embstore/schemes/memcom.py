@@ -25,7 +25,7 @@ from embstore.kernels import Loops
 from embstore.quantize import Slot
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
 
-numba_gather = Loops("numba_gather")
+cpu_gather = Loops("cpu.gather")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,19 +97,19 @@ class MEmCom(Scheme):
     def lookup_cpu(config: MEmComConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = V[x] * U[x mod m] (+ W[x]) (+ o)."""
         if config.bias:
-            numba_gather.gather_scaled_biased(tensors["shared"], tensors["scale_bias"], ids_B, out_BD)
+            cpu_gather.gather_scaled_biased(tensors["shared"], tensors["scale_bias"], ids_B, out_BD)
         else:
-            numba_gather.gather_scaled(tensors["shared"], tensors["scale"], ids_B, out_BD)
+            cpu_gather.gather_scaled(tensors["shared"], tensors["scale"], ids_B, out_BD)
         if config.offset:
-            numba_gather.add_offset(tensors["offset"], ids_B, out_BD)
+            cpu_gather.add_offset(tensors["offset"], ids_B, out_BD)
 
     @classmethod
     def lookup_gpu(cls, config: MEmComConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = V[x] * U[x mod m] (+ W[x]) (+ o)."""
-        from embstore.kernels import triton_gather
+        from embstore.kernels.cuda import gather as cuda_gather
 
         own, offset = tensors["scale_bias" if config.bias else "scale"], tensors.get("offset")
-        triton_gather.gather_scaled(tensors["shared"], own, offset, ids_B, out_BD)
+        cuda_gather.gather_scaled(tensors["shared"], own, offset, ids_B, out_BD)
 
     @classmethod
     def layout(cls, config: MEmComConfig) -> dict[str, Slot]:

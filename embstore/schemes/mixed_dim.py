@@ -44,7 +44,7 @@ from embstore.schemes.widths import (
     second_moments,
 )
 
-numba_project = Loops("numba_project")
+cpu_project = Loops("cpu.project")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,28 +128,28 @@ class MixedDim(Scheme):
         """e = E_b[x - t_b] P_b: ids are sorted by block once, then each block is one loop."""
         begins = np.empty(len(config.block_sizes) + 1, np.int64)
         places_B = np.empty(len(ids_B), np.int64)
-        numba_project.sort_by_block(config.ends_K, ids_B, begins, places_B)
+        cpu_project.sort_by_block(config.ends_K, ids_B, begins, places_B)
         bounds = begins.tolist()
         for b, (first, _, width) in enumerate(config.blocks()):
             if bounds[b] == bounds[b + 1]:  # nothing to do but to have the loop ready: another lookup may need it
-                loop = numba_project.project_block if width < config.embedding_dim else numba_project.gather_block
+                loop = cpu_project.project_block if width < config.embedding_dim else cpu_project.gather_block
                 loop.prepare(tensors[f"rows_{b}"])
                 continue
             where = (first, ids_B, places_B, bounds[b], bounds[b + 1], out_BD)
             if width < config.embedding_dim:
-                numba_project.project_block(tensors[f"rows_{b}"], tensors[f"projection_{b}"], *where)
+                cpu_project.project_block(tensors[f"rows_{b}"], tensors[f"projection_{b}"], *where)
             else:
-                numba_project.gather_block(tensors[f"rows_{b}"], *where)
+                cpu_project.gather_block(tensors[f"rows_{b}"], *where)
 
     @classmethod
     def lookup_gpu(cls, config: MixedDimConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = E_b[x - t_b] P_b: one launch for all blocks."""
-        from embstore.kernels import triton_project
+        from embstore.kernels.cuda import project as cuda_project
 
         blocks = range(len(config.block_sizes))
         rows = [tensors[f"rows_{b}"] for b in blocks]
         projections = [tensors.get(f"projection_{b}") for b in blocks]
-        triton_project.project_blocks(rows, projections, config.block_sizes, ids_B, out_BD)
+        cuda_project.project_blocks(rows, projections, config.block_sizes, ids_B, out_BD)
 
     @classmethod
     def layout(cls, config: MixedDimConfig) -> dict[str, Slot]:

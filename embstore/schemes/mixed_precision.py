@@ -34,11 +34,11 @@ from embstore.errors import ConfigError, DataError
 from embstore.kernels import Loops
 from embstore.quantize import Slot, dequantize, pack, take
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
-from embstore.straight_through import straight_through
+from embstore.schemes.straight_through import straight_through
 
 # Shapes: N ids, D embedding_dim, H hot ids, C cold ones, P bytes of a packed row.
 
-numba_split = Loops("numba_split")
+cpu_split = Loops("cpu.split")
 
 HOT_SHARE = {8: 0.05, 4: 0.01}
 """Of the ids, by bits: what the paper gives its cache."""
@@ -159,14 +159,14 @@ class MixedPrecision(Scheme):
     @staticmethod
     def lookup_cpu(config: MixedPrecisionConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = H[x], or the packed row of x - H from id H on."""
-        numba_split.gather_split(tensors["cold"], tensors["hot"], 0, ids_B, out_BD)
+        cpu_split.gather_split(tensors["cold"], tensors["hot"], 0, ids_B, out_BD)
 
     @classmethod
     def lookup_gpu(cls, config: MixedPrecisionConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = H[x], or the packed row of x - H from id H on."""
-        from embstore.kernels import triton_split
+        from embstore.kernels.cuda import split as cuda_split
 
-        triton_split.gather_split(tensors["cold"], tensors["hot"], 0, ids_B, out_BD)
+        cuda_split.gather_split(tensors["cold"], tensors["hot"], 0, ids_B, out_BD)
 
     @classmethod
     def layout(cls, config: MixedPrecisionConfig) -> dict[str, Slot]:

@@ -35,11 +35,11 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.kernels import Loops
 from embstore.kernels.reference import quotient
-from embstore.partitions import Search
 from embstore.quantize import Slot
 from embstore.schemes.base import MAX_IDS, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
+from embstore.schemes.partitions import Search
 
-numba_path = Loops("numba_path")
+cpu_path = Loops("cpu.path")
 
 _RELU_VARIANCE = 0.5 - 0.5 / math.pi
 """The variance of max(z, 0) for z ~ N(0, 1); its mean is (2 pi) ** -0.5."""
@@ -150,7 +150,7 @@ class PathBased(Scheme):
     @staticmethod
     def lookup_cpu(config: PathConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = V_q relu(U_q W[r] + b_q) + c_q."""
-        numba_path.gather_through(
+        cpu_path.gather_through(
             tensors["weight"],
             tensors["hidden"],
             tensors["hidden_bias"],
@@ -163,9 +163,9 @@ class PathBased(Scheme):
     @classmethod
     def lookup_gpu(cls, config: PathConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = V_q relu(U_q W[r] + b_q) + c_q."""
-        from embstore.kernels import triton_path
+        from embstore.kernels.cuda import path as cuda_path
 
-        triton_path.gather_through(
+        cuda_path.gather_through(
             tensors["weight"],
             tensors["hidden"],
             tensors["hidden_bias"],

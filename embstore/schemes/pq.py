@@ -38,7 +38,7 @@ from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors,
 # Shapes: N ids, B of them in a batch, D embedding_dim, M parts, W = D / M columns of a part, S stages, K codes,
 # C = S M columns of codes, ordered by stage, then part.
 
-numba_codes = Loops("numba_codes")
+cpu_pq = Loops("cpu.pq")
 
 MAX_CODES = 256
 CHUNK_ELEMENTS = 1 << 22
@@ -134,20 +134,20 @@ class PQ(Scheme):
         """e = (C_1[c_x1], .., C_M[c_xM]) (R)."""
         codebooks, codes = tensors["codebooks"], tensors["codes"]
         if config.rotation:
-            numba_codes.gather_codes_rotated(codebooks, codes, config.num_parts, tensors["rotation"], ids_B, out_BD)
+            cpu_pq.gather_codes_rotated(codebooks, codes, config.num_parts, tensors["rotation"], ids_B, out_BD)
         else:
-            numba_codes.gather_codes(codebooks, codes, ids_B, out_BD)
+            cpu_pq.gather_codes(codebooks, codes, ids_B, out_BD)
 
     @classmethod
     def lookup_gpu(cls, config: PQConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = (C_1[c_x1], .., C_M[c_xM]) (R)."""
-        from embstore.kernels import triton_codes
+        from embstore.kernels.cuda import pq as cuda_pq
 
         codebooks, codes = tensors["codebooks"], tensors["codes"]
         if config.rotation:
-            triton_codes.gather_codes_rotated(codebooks, codes, config.num_parts, tensors["rotation"], ids_B, out_BD)
+            cuda_pq.gather_codes_rotated(codebooks, codes, config.num_parts, tensors["rotation"], ids_B, out_BD)
         else:
-            triton_codes.gather_codes(codebooks, codes, ids_B, out_BD)
+            cuda_pq.gather_codes(codebooks, codes, ids_B, out_BD)
 
     @classmethod
     def layout(cls, config: PQConfig) -> dict[str, Slot]:
@@ -194,7 +194,7 @@ class PQ(Scheme):
         SchemeConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         config = _largest(num_embeddings, embedding_dim, num_bytes, num_parts, num_codes, num_stages, rotation)
         if end_to_end:
-            from embstore.schemes.code_learner import CodeLearner
+            from embstore.schemes.pq_learner import CodeLearner
 
             return cast(Self, CodeLearner(config, frequencies=frequencies, commitment=commitment, **options))
         if commitment is not None:

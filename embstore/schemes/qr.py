@@ -42,11 +42,11 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.kernels import Loops
 from embstore.kernels.reference import quotient
-from embstore.partitions import first_moduli, moduli
 from embstore.quantize import Slot
 from embstore.schemes.base import MAX_IDS, Progress, Rows, Scheme, SchemeConfig, Tensors, target_std
+from embstore.schemes.partitions import first_moduli, moduli
 
-numba_gather, numba_partitions = Loops("numba_gather"), Loops("numba_partitions")
+cpu_gather, cpu_qr = Loops("cpu.gather"), Loops("cpu.qr")
 
 OPS = ("mult", "add", "concat")
 PARTITIONS = ("radix", "crt")
@@ -153,19 +153,17 @@ class QR(Scheme):
     def lookup_cpu(config: QRConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = P_1[i_1] op P_2[i_2] (op ...)."""
         if len(config.moduli) == 1:
-            numba_gather.gather(tensors["weight"], ids_B, out_BD)
+            cpu_gather.gather(tensors["weight"], ids_B, out_BD)
         else:
-            numba_partitions.gather_partitions(
-                config.op, config.partition, tensors["weight"], config.moduli, ids_B, out_BD
-            )
+            cpu_qr.gather_partitions(config.op, config.partition, tensors["weight"], config.moduli, ids_B, out_BD)
 
     @classmethod
     def lookup_gpu(cls, config: QRConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = P_1[i_1] op P_2[i_2] (op ...)."""
-        from embstore.kernels import triton_partitions
+        from embstore.kernels.cuda import qr as cuda_qr
 
         how = (config.op, config.partition)
-        triton_partitions.gather_partitions(*how, tensors["weight"], config.moduli, ids_B, out_BD)
+        cuda_qr.gather_partitions(*how, tensors["weight"], config.moduli, ids_B, out_BD)
 
     @classmethod
     def layout(cls, config: QRConfig) -> dict[str, Slot]:

@@ -46,7 +46,7 @@ from embstore.kernels import Loops
 from embstore.quantize import Slot
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
 
-numba_memory = Loops("numba_memory")
+cpu_memory = Loops("cpu.memory")
 
 MAX_SEED = (1 << 63) - 1
 WORD_BITS = 64
@@ -150,15 +150,15 @@ class ROBE(Scheme):
         offset = seed_offset(config.table_seed)
         scale = np.float32(config.scale)
         block = min(config.block_size, config.embedding_dim)  # nothing past the vector's end is asked for
-        numba_memory.gather_blocks(tensors["memory"], ids_B, block, offset, config.signs, scale, out_BD)
+        cpu_memory.gather_blocks(tensors["memory"], ids_B, block, offset, config.signs, scale, out_BD)
 
     @classmethod
     def lookup_gpu(cls, config: ROBEConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = scale * g(x) * memory[h(x)]."""
-        from embstore.kernels import triton_memory
+        from embstore.kernels.cuda import memory as cuda_memory
 
         how = (config.block_size, seed_offset(config.table_seed), config.signs, config.scale)
-        triton_memory.gather_blocks(tensors["memory"], ids_B, *how, out_BD)
+        cuda_memory.gather_blocks(tensors["memory"], ids_B, *how, out_BD)
 
     @classmethod
     def layout(cls, config: ROBEConfig) -> dict[str, Slot]:

@@ -10,16 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embstore.progress import Reporter as Reporter
-    from embstore.progress import make_reporter as make_reporter
+    from embstore.common.progress import Reporter as Reporter
+    from embstore.common.progress import make_reporter as make_reporter
     from embstore.train.config import TrainConfig as TrainConfig
     from embstore.train.config import load_config as load_config
     from embstore.train.result import TrainResult as TrainResult
     from embstore.train.run import train as train
 
 _HOMES = {
-    "Reporter": "embstore.progress",
-    "make_reporter": "embstore.progress",
+    "Reporter": "embstore.common.progress",
+    "make_reporter": "embstore.common.progress",
     "TrainConfig": "embstore.train.config",
     "load_config": "embstore.train.config",
     "TrainResult": "embstore.train.result",

@@ -31,9 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from embstore.common.sizes import parse_bytes as parse_bytes
 from embstore.errors import ConfigError
-from embstore.manifest import DTYPES
-from embstore.sizes import parse_bytes as parse_bytes
+from embstore.store.manifest import DTYPES
 from embstore.train.toml_fields import build, one_of, positive
 
 

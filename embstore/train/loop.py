@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from embstore.common.progress import Reporter
 from embstore.errors import DataError
-from embstore.progress import Reporter
 from embstore.train.config import TrainingConfig
 from embstore.train.data import Dataset
 from embstore.train.loss import batch_loss, log_inclusion

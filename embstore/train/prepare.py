@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embstore.progress import Reporter, Silent
+from embstore.common.progress import Reporter, Silent
 from embstore.schemes import scheme_class
 from embstore.train.config import ModelConfig, TablesConfig, TrainConfig
 from embstore.train.data import Dataset

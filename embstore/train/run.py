@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 import torch
 
+from embstore.common.progress import Reporter
 from embstore.errors import ConfigError
 from embstore.ids import Vocabulary
-from embstore.progress import Reporter
 from embstore.publish import Store
 from embstore.train.config import TrainConfig
 from embstore.train.data import read_dataset

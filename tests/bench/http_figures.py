@@ -28,10 +28,10 @@ from machine import show
 import embstore
 from embstore.bench.processes import on_cores, serving
 from embstore.schemes import DHE
-from loadtest import fleet
-from loadtest.result import Result
-from loadtest.scenario import Ask, Batch, Event, Keys, Phase, Scenario
-from loadtest.session import load_test
+from loadtest.results.result import Result
+from loadtest.run import worker_pool as fleet
+from loadtest.run.session import load_test
+from loadtest.scenario.model import Ask, Batch, Event, Keys, Phase, Scenario
 
 NUM, DHE_NUM, DIM, DHE_BYTES = 200_000, 50_000, 64, 2 << 20
 IDS = {"item": NUM, "dhe": DHE_NUM}

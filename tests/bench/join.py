@@ -29,7 +29,7 @@ import embstore
 from embstore import schemes
 from embstore.parallel import num_cores
 from embstore.table import Fetched, Table
-from server.batcher import Joiner, compose_joined, joining_pays
+from server.lookup.batcher import Joiner, compose_joined, joining_pays
 
 NUM, DIM = 200_000, 64
 Way = Callable[[Any], Awaitable[Fetched]]

@@ -19,16 +19,18 @@ import orjson
 import embstore
 from embstore.errors import EmbstoreError
 from embstore.table import Table
-from server import codec, inference_codec, routes
-from server.auth import Keys
-from server.buffers import Buffers
-from server.inference import Inference
-from server.lookup import LookupService
-from server.metrics import Metrics
-from server.problems import STATUS
-from server.request import Reply, Request, deadline_of
-from server.street import Limits, Street
-from server.tables import Snapshot
+from server.api.codecs import json as codec
+from server.api.codecs import tensors as inference_codec
+from server.api.codecs.open_inference import Inference
+from server.api.lookup import Limits, Street
+from server.http import routing as routes
+from server.http.auth import Keys
+from server.http.buffer_pool import Buffers
+from server.http.messages import Reply, Request, deadline_of
+from server.http.problems import STATUS
+from server.lookup.service import LookupService
+from server.metrics.recorder import Metrics
+from server.tables.registry import Snapshot
 
 NUM, DIM, MAX_IDS = 50, 4, 64
 NAMES = [f"sku-{row}" for row in range(NUM)]

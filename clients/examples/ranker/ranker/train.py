@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from embstore.publish import Store
-from embstore.store import Release
+from embstore.store.local import Release
 from embstore.train.config import TrainConfig
 from embstore.train.data import Ids, Pairs, read_dataset
 from embstore.train.evaluate import Metrics

@@ -1,0 +1,1 @@
+"""Fused loops for numpy arrays, compiled by numba; they release the GIL."""

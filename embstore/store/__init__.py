@@ -1,0 +1,1 @@
+"""The store's format on disk: versions, labels, releases, manifests, tensors. Needs no torch."""

@@ -1,0 +1,1 @@
+"""The processes that send requests and record what came back."""

@@ -1,0 +1,55 @@
+"""Requests as bytes over bare sockets: what a generator costs at the least. http only, bodies are not looked at."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from loadtest.generator.interfaces import Owner, Request
+from loadtest.generator.raw_connection import Connection
+from loadtest.scenario.model import ScenarioError
+from loadtest.workload.request_stream import Source
+
+BUFFER_BYTES = 1 << 18
+
+
+class Sockets:
+    """Opens connections to one address; all of them read into one buffer."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.address, self.buffer = address, bytearray(BUFFER_BYTES)
+
+    async def open(self, owner: Owner) -> None:
+        """Open a connection; OSError when the server cannot be reached."""
+        loop = asyncio.get_running_loop()
+        await loop.create_connection(lambda: Connection(owner, self.buffer), *self.address)
+
+
+class Prewritten(Sockets):
+    """Sends whole requests in turn; replies are not checked."""
+
+    def __init__(self, address: tuple[str, int], requests: Sequence[bytes]) -> None:
+        super().__init__(address)
+        self.requests, self.at = [Request(request) for request in requests], -1
+
+    def next(self, second: float) -> Request:  # noqa: ARG002
+        """The requests in turn."""
+        self.at = at = self.at + 1 if self.at + 1 < len(self.requests) else 0
+        return self.requests[at]
+
+
+class RawEngine(Sockets):
+    """Sends what a source makes, and checks replies by their head."""
+
+    def __init__(self, url: str, source: Source, headers: Sequence[tuple[str, str]] = ()) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "http" or parts.path.strip("/"):
+            raise ScenarioError(f"engine raw: url must be http://HOST:PORT, got {url!r}")
+        super().__init__((parts.hostname or "", parts.port or 80))
+        self.host, self.source, self.headers = parts.netloc, source, headers
+
+    def next(self, second: float) -> Request:
+        """The source's next request."""
+        prepared = self.source.next(second)
+        return Request(prepared.wire(self.host, self.headers), prepared.kind, prepared.expect)

@@ -1,0 +1,59 @@
+"""Whether a run says something about the server, or only about the generator and its machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from loadtest.results.conditions import Condition
+from loadtest.results.report import BUSY, LATE, lateness
+from loadtest.results.result import Result
+
+ENOUGH = 10_000
+"""Requests from which on p99.9 is no chance."""
+OFFERED = 0.95
+OF_CEILING = 0.9
+ADVICE = "more processes, or engine raw, reach further"
+
+
+def doubts(result: Result, parts: Sequence[dict[str, Any]]) -> list[str]:
+    """Why a result is invalid, one line each; `parts` are what the generator processes reported."""
+    found, total, scenario = [], result.total(), result.scenario
+    for percent in (99, 99.9) if total.lag.num >= ENOUGH else (99,):
+        if late := lateness(total, percent):
+            name, (lag, latency) = f"p{percent:g}", late
+            found.append(f"{LATE}: {name} of its lag is {lag}, {name} of the latency {latency}")
+            break
+    if result.generator.busy > BUSY:
+        found.append(f"a generator process used {result.generator.busy:.0%} of its core; {ADVICE}")
+    unsent = sum(part["unsent"] for part in parts)
+    due = total.offered + unsent
+    if total.offered < OFFERED * due or (found and unsent):
+        found.append(f"only {total.offered:,} of {due:,} requests that were due were sent: {ADVICE}")
+    asked, ceiling = _most_asked(result), result.generator.ceiling
+    if scenario.mode == "open" and ceiling and asked > OF_CEILING * ceiling:
+        found.append(
+            f"{asked:,.0f} requests/s is more than {OF_CEILING:.0%} of what this generator can do ({ceiling:,.0f})"
+        )
+    if jumps := result.generator.clock_jumps:
+        found.append(f"the clock was set {jumps} time{'s' * (jumps > 1)} during the run")
+    if paused := max((part["paused"] for part in parts), default=0.0):
+        found.append(f"a generator process was held up for {paused:.1f} s")
+    return found
+
+
+def only_late(result: Result) -> bool:
+    """Whether all that is wrong with a run is that the generator was late: its latencies are then upper bounds."""
+    return bool(result.invalid) and all(reason.startswith(LATE) for reason in result.invalid)
+
+
+def decides(result: Result, condition: Condition, value: float) -> bool:
+    """Whether a run, whose figure is `value`, says for sure on which side of the condition's limit that lies."""
+    return not result.invalid or (only_late(result) and condition.sure(value))
+
+
+def _most_asked(result: Result) -> float:
+    """The highest rate of any phase, of a recording with a clock that of any second."""
+    if result.scenario.clock is not None:
+        return max((tally.offered for tally in result.series()), default=0)
+    return max(max(phase.rate, phase.rate_to or 0.0) for phase in result.scenario.phases)

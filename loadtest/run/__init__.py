@@ -1,0 +1,1 @@
+"""One run: workers started, merged, watched, calibrated."""

@@ -1,0 +1,1 @@
+"""What a load test is told to do: scenario files, options, targets."""

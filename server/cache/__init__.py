@@ -1,0 +1,1 @@
+"""Rows from memory or Redis where that is faster than computing them."""

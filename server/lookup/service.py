@@ -1,0 +1,127 @@
+"""From keys to vectors: on the event loop when that is quick, in a thread or on the device's when it is not."""
+
+# Shapes: B ids in a request, G bags of them, D embedding_dim.
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embstore.errors import DataError, Unprocessable
+from embstore.ids import Keys
+from embstore.pooling import Bags
+from embstore.table import Fetched, Floats, Table
+from server.lookup.batcher import Joiner, joins
+
+if TYPE_CHECKING:
+    from server.cache.cached_table import CachedTable
+
+INLINE_SECONDS = 1e-3
+"""What takes longer than this leaves the event loop to others: a thread costs a tenth of it."""
+TIMED_ROWS = 512
+
+
+class LookupService:
+    """Looks up keys in a captured table; the table cannot change under it."""
+
+    def __init__(self, *, inline_ids: int, num_threads: int, joiner: Joiner | None = None, join: str = "off") -> None:
+        self.inline_ids, self.joiner, self.join = inline_ids, joiner, join
+        self.cached: dict[Table, CachedTable] = {}
+        """Tables with a cache before them; the loader adds and takes away."""
+        self.joined: set[Table] = set()
+        """Tables whose lookups share launches."""
+        self._inline: dict[Table, int] = {}
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="lookup")
+
+    def lookup(
+        self, table: Table, keys: Keys, on_missing: str, out: Floats | None = None
+    ) -> Fetched | Awaitable[Fetched]:
+        """Vectors of B keys, float32 [B, D], and which were found; written into `out` where it is given."""
+        cached = self.cached.get(table)
+        if cached is not None:
+            return cached.fetch(keys, on_missing, out)
+        return self.compute(table, keys, on_missing, out)
+
+    def compute(
+        self, table: Table, keys: Keys, on_missing: str, out: Floats | None = None
+    ) -> Fetched | Awaitable[Fetched]:
+        """The same, by the table alone: here, in a thread, or in a launch shared with others."""
+        if table in self.joined and self.joiner is not None:
+            return self.joiner.fetch(table, keys, on_missing, out)
+        if table.device == "cpu" and len(keys) <= self._inline.get(table, self.inline_ids):
+            return table.fetch(keys, on_missing, out)
+        return self.do(table.fetch, keys, on_missing, out)
+
+    def lookup_bags(self, table: Table, keys: Keys, on_missing: str, bags: Bags) -> Fetched | Awaitable[Fetched]:
+        """One vector a bag of keys: float32 [G, D]; composed and pooled here, the cache of rows is not asked."""
+        if table.device == "cpu" and max(bags.num_ids, bags.num_bags) <= self._inline.get(table, self.inline_ids):
+            return _pooled(table, keys, bags, on_missing)
+        return self.do(_pooled, table, keys, bags, on_missing)
+
+    def do(self, work: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
+        """Do this in a thread."""
+        return asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    def inline_limit(self, table: Table) -> int:
+        """Most ids of this table that are looked up on the event loop."""
+        return self._inline.get(table, self.inline_ids) if table.device == "cpu" else 0
+
+    def learn(self, table: Table) -> float:
+        """Time lookups of a table that is about to be served (any thread); seconds an id."""
+        if not table.ids.num_ids:
+            return 0.0
+        rows = np.random.default_rng(0).integers(0, table.ids.num_ids, TIMED_ROWS, np.int64)
+        out = np.zeros((len(rows), table.embedding_dim), np.float32)
+        table.compose(rows, out)  # compiles, faults pages in
+        began = time.perf_counter()
+        table.compose(rows, out)
+        seconds = (time.perf_counter() - began) / len(rows)
+        self._inline[table] = max(16, min(self.inline_ids, int(INLINE_SECONDS / max(seconds, 1e-9))))
+        if self.joiner is not None and joins(self.join, table):
+            self.joined.add(table)
+        return seconds
+
+    def forget(self, table: Table) -> None:
+        """This table is served no longer."""
+        self._inline.pop(table, None)
+        self.joined.discard(table)
+        self.cached.pop(table, None)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self.joiner is not None:
+            self.joiner.close()
+
+
+def _pooled(table: Table, keys: Keys, bags: Bags, on_missing: str) -> Fetched:
+    try:
+        return table.fetch_bags(keys, bags, on_missing)
+    except DataError as error:
+        raise Unprocessable(str(error), table=table.name) from error
+
+
+async def all_of(fetched: list[Any]) -> list[Fetched]:
+    """Every lookup's answer, in their order; when one fails, nobody waits for those after it."""
+    done: list[Fetched] = []
+    try:
+        for one in fetched:
+            done.append(await one if isawaitable(one) else one)  # noqa: PERF401
+    finally:
+        abandon(fetched[len(done) :])
+    return done
+
+
+def abandon(fetched: list[Any]) -> None:
+    """Nobody will wait for these lookups."""
+    for one in fetched:
+        if isinstance(one, asyncio.Future):
+            one.cancel()
+        elif hasattr(one, "close"):
+            one.close()

@@ -1,0 +1,1 @@
+"""Prometheus metrics, counted in memory that all workers share."""

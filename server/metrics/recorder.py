@@ -1,0 +1,319 @@
+"""Every metric, declared once; the server passes the object, tests read its registry.
+
+Labels come from closed sets: tables and versions that are loaded, protocols, states, reasons. Never an id. Every
+series is there from the start, a table's from the moment it is loaded. What is counted lies in memory that all workers
+of a server can read, so whichever of them is scraped answers for all (`server.metrics.shared_counters`); what is known
+of versions is this worker's own knowledge.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from itertools import accumulate, product
+from typing import TYPE_CHECKING, NamedTuple
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from embstore import __version__
+from server.metrics.shared_counters import Cells
+
+if TYPE_CHECKING:
+    from server.tables.registry import Registry
+
+SECONDS = (
+    *(50e-6, 100e-6, 200e-6, 350e-6, 500e-6, 750e-6),
+    *(1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3, 7.5e-3),
+    *(10e-3, 20e-3, 50e-3, 100e-3, 250e-3, 1.0, 2.5, 5.0),
+)
+LOAD_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
+IDS = tuple(1 << k for k in range(17))
+REQUESTS = tuple(1 << k for k in range(9))
+PROTOCOLS = ("octet-stream", "json", "open-inference")
+REASONS = (
+    *("malformed", "not_found", "too_large", "id_out_of_range", "not_ready", "draining", "internal"),
+    *("overloaded", "deadline", "unauthorized", "disconnected"),
+)
+STAGES = ("queue", "decode", "lookup", "encode")
+TIERS = ("local", "redis")
+RESULTS = ("hit", "miss", "error", "stale")
+CACHE_OPERATIONS = ("get", "put", "ping")
+BREAKER_STATES = ("closed", "half_open", "open")
+BATCHES = ("1-15", "16-127", "128-1023", "1024+")
+CHOICES = ("compute", "local", "redis")
+STATES = ("loading", "ready", "failed")
+STATUSES = ("found", "missing")
+LOADS = ("ok", "failed")
+
+
+class Family(NamedTuple):
+    """One metric that is counted: its kind, help, labels, and a histogram's buckets."""
+
+    kind: str
+    help: str
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
+
+
+FAMILIES = {
+    "embstore_lookup_duration_seconds": Family(
+        "histogram",
+        "Time from the head of a request to its reply being handed to the connection.",
+        ("table", "protocol"),
+        SECONDS,
+    ),
+    "embstore_stage_duration_seconds": Family(
+        "histogram", "Time in one stage of a request, of a sample of requests.", ("stage",), SECONDS
+    ),
+    "embstore_lookup_ids": Family("histogram", "Ids in one lookup.", (), IDS),
+    "embstore_ids": Family("counter", "Ids looked up.", ("table", "status")),
+    "embstore_rejected": Family("counter", "Lookups that were not answered with vectors.", ("reason",)),
+    "embstore_inflight_requests": Family("gauge", "Lookups being answered."),
+    "embstore_queue_depth": Family("gauge", "Lookups waiting for their turn."),
+    "embstore_joined_requests": Family("histogram", "Requests answered by one launch on the device.", (), REQUESTS),
+    "embstore_joined_ids": Family("histogram", "Ids looked up by one launch on the device.", (), IDS),
+    "embstore_cache_ids": Family("counter", "Ids asked of a cache.", ("table", "tier", "result")),
+    "embstore_cache_operation_duration_seconds": Family("histogram", "Time of one Redis operation.", ("op",), SECONDS),
+    "embstore_cache_errors": Family("counter", "Redis operations that failed.", ("op",)),
+    "embstore_cache_breaker_state": Family("gauge", "Workers whose Redis breaker is in this state.", ("state",)),
+    "embstore_cache_choice": Family(
+        "gauge", "Workers that answer batches of this size in this way.", ("table", "batch", "choice")
+    ),
+    "embstore_version_load_seconds": Family("histogram", "Time to verify, load and warm a version.", (), LOAD_SECONDS),
+    "embstore_version_loads": Family("counter", "Versions loaded.", ("result",)),
+    "embstore_swaps": Family("counter", "Times the set of served versions changed."),
+    "embstore_worker_restarts": Family("counter", "Workers that ended by themselves and were replaced."),
+}
+GAUGES = tuple(name for name, family in FAMILIES.items() if family.kind == "gauge")
+
+
+class Counter:
+    """A number that grows, written by one thread."""
+
+    def __init__(self, cells: Cells, name: str, labels: tuple[str, ...] = ()) -> None:
+        self._number = cells.numbers(name, labels)
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Add to it."""
+        self._number[0] += amount
+
+
+class Counters:
+    """One counter for each value of a label."""
+
+    def __init__(self, cells: Cells, name: str, values: tuple[str, ...]) -> None:
+        self._counters = {value: Counter(cells, name, (value,)) for value in values}
+
+    def labels(self, value: str) -> Counter:
+        """The counter of a value."""
+        return self._counters[value]
+
+
+class Distribution:
+    """A histogram, written by one thread: a count for each bucket, not cumulative, and the sum of what was seen."""
+
+    __slots__ = ("bounds", "numbers")
+
+    def __init__(self, cells: Cells, name: str, labels: tuple[str, ...] = ()) -> None:
+        self.bounds = FAMILIES[name].bounds
+        self.numbers = cells.numbers(name, labels, len(self.bounds) + 2)
+
+    def observe(self, value: float) -> None:
+        """Count a value in the first bucket that holds it."""
+        numbers = self.numbers
+        numbers[bisect_left(self.bounds, value)] += 1.0
+        numbers[-1] += value
+
+
+class Lookups:
+    """Everything counted on the request path. The event loop calls these, any thread where that is said."""
+
+    def __init__(self, cells: Cells) -> None:
+        self._cells = cells
+        self._lock = threading.Lock()
+        self._tables: dict[tuple[str, str], tuple[memoryview[float], memoryview[float], memoryview[float]]] = {}
+        self._cache_ids: dict[tuple[str, str, str], memoryview[float]] = {}
+        self._choices: dict[tuple[str, str], dict[str, memoryview[float]]] = {}
+        self._ids = Distribution(cells, "embstore_lookup_ids").numbers
+        self._rejected = {reason: cells.numbers("embstore_rejected", (reason,)) for reason in REASONS}
+        self._stages = {stage: Distribution(cells, "embstore_stage_duration_seconds", (stage,)) for stage in STAGES}
+        self._joined = Distribution(cells, "embstore_joined_requests")
+        self._joined_ids = Distribution(cells, "embstore_joined_ids")
+        self._operations = {
+            op: Distribution(cells, "embstore_cache_operation_duration_seconds", (op,)) for op in CACHE_OPERATIONS
+        }
+        self._errors = {op: cells.numbers("embstore_cache_errors", (op,)) for op in CACHE_OPERATIONS}
+        self._breaker = {state: cells.numbers("embstore_cache_breaker_state", (state,)) for state in BREAKER_STATES}
+        self.inflight = cells.numbers("embstore_inflight_requests")
+        self.queue_depth = cells.numbers("embstore_queue_depth")
+
+    def add_table(self, table: str) -> None:
+        """Create every series of a table, all zero; nothing to do when they are there. Any thread."""
+        for tier, result in product(TIERS, RESULTS):
+            self._cache_ids[table, tier, result] = self._cells.numbers("embstore_cache_ids", (table, tier, result))
+        for batch in BATCHES:
+            self._choices[table, batch] = {
+                choice: self._cells.numbers("embstore_cache_choice", (table, batch, choice)) for choice in CHOICES
+            }
+        found, missing = (self._cells.numbers("embstore_ids", (table, status)) for status in STATUSES)
+        for protocol in PROTOCOLS:
+            seconds = Distribution(self._cells, "embstore_lookup_duration_seconds", (table, protocol)).numbers
+            self._tables[table, protocol] = seconds, found, missing
+
+    def count(self, table: str, protocol: str, seconds: float, num_ids: int, missing: int) -> None:
+        """One lookup of `num_ids` ids, `missing` of them not found."""
+        buckets, found, lost = self._tables[table, protocol]
+        buckets[bisect_left(SECONDS, seconds)] += 1.0
+        buckets[-1] += seconds
+        if missing:
+            found[0] += num_ids - missing
+            lost[0] += missing
+        else:
+            found[0] += num_ids
+        sizes = self._ids
+        sizes[bisect_left(IDS, num_ids)] += 1.0
+        sizes[-1] += num_ids
+
+    def reject(self, reason: str) -> None:
+        """One request that gets no vectors; `reason` is one of REASONS."""
+        self._rejected[reason][0] += 1.0
+
+    def stage(self, stage: str, seconds: float) -> None:
+        """Time that one request was in one of STAGES."""
+        self._stages[stage].observe(seconds)
+
+    def join(self, num_requests: int, num_ids: int) -> None:
+        """One launch for several requests. One thread, whichever."""
+        self._joined.observe(num_requests)
+        self._joined_ids.observe(num_ids)
+
+    def cache_count(self, table: str, tier: str, result: str, num_ids: int) -> None:
+        """Ids that a tier of the cache was asked for, and how that went. Any thread."""
+        number = self._cache_ids[table, tier, result]
+        with self._lock:
+            number[0] += num_ids
+
+    def cache_operation(self, op: str, seconds: float) -> None:
+        """Time of one Redis operation, one of CACHE_OPERATIONS."""
+        self._operations[op].observe(seconds)
+
+    def cache_error(self, op: str) -> None:
+        """One Redis operation that failed."""
+        self._errors[op][0] += 1.0
+
+    def set_breaker(self, state: str) -> None:
+        """The state that the breaker of Redis is in now: one of BREAKER_STATES."""
+        _choose(self._breaker, state)
+
+    def set_cache_choice(self, table: str, batch: str, choice: str) -> None:
+        """What lookups of this many ids do now: one of CHOICES for one of BATCHES."""
+        _choose(self._choices[table, batch], choice)
+
+
+class Metrics:
+    """All series of one server process: it writes to its own cells and shows the sum of everybody's.
+
+    `cells` are those of all workers, `own` the index of this one's; without, the process stands alone.
+    """
+
+    def __init__(self, cells: Sequence[Cells] | None = None, own: int = 0) -> None:
+        self._cells = [Cells()] if cells is None else list(cells)
+        mine = self._cells[own]
+        mine.reset(GAUGES)
+        self.lookups = Lookups(mine)
+        self.load_seconds = Distribution(mine, "embstore_version_load_seconds")
+        self.swaps = Counter(mine, "embstore_swaps")
+        self.loads = Counters(mine, "embstore_version_loads", LOADS)
+        Counter(mine, "embstore_worker_restarts")
+        self.registry = CollectorRegistry()
+        self.registry.register(_Counted(self._cells))
+
+    def watch(self, tables: Registry) -> None:
+        """Show the versions that a registry holds."""
+        self.registry.register(_Versions(tables))
+
+
+def take_over(cells: Cells) -> None:
+    """What the cells of a worker that has ended say from now on: nothing in flight, and one restart more."""
+    cells.reset(GAUGES)
+    cells.numbers("embstore_worker_restarts")[0] += 1.0
+
+
+def _choose(numbers: dict[str, memoryview[float]], chosen: str) -> None:
+    """One for the chosen, zero for the others."""
+    if chosen not in numbers:
+        raise ValueError(f"{chosen!r} is none of {', '.join(numbers)}")
+    for name, number in numbers.items():
+        number[0] = float(name == chosen)
+
+
+class _Counted(Collector):
+    """What all workers counted, summed at scrape time."""
+
+    def __init__(self, cells: list[Cells]) -> None:
+        self.cells = cells
+
+    def collect(self) -> Iterable[Metric]:
+        sums: dict[str, dict[tuple[str, ...], list[float]]] = {name: {} for name in FAMILIES}
+        for cells in self.cells:
+            for (name, labels), numbers in cells.read().items():
+                series = sums[name]
+                before = series.get(labels)
+                series[labels] = [a + b for a, b in zip(before, numbers, strict=True)] if before else numbers
+        for name, family in FAMILIES.items():
+            yield _metric(name, family, sums[name])
+        build = GaugeMetricFamily("embstore_build_info", "1 for the version of this program.", labels=["version"])
+        build.add_metric([__version__], 1)
+        yield build
+        yield GaugeMetricFamily("embstore_workers", "Processes that answer requests.", value=len(self.cells))
+
+
+def _metric(name: str, family: Family, series: dict[tuple[str, ...], list[float]]) -> Metric:
+    """A family as prometheus_client writes it."""
+    if family.kind == "histogram":
+        bounds = [*(f"{bound:g}" for bound in family.bounds), "+Inf"]
+        histogram = HistogramMetricFamily(name, family.help, labels=family.labels)
+        for labels, (*counts, total) in series.items():
+            histogram.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), total)
+        return histogram
+    kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+    single = kind(name, family.help, labels=family.labels)
+    for labels, (value,) in series.items():
+        single.add_metric(labels, value)
+    return single
+
+
+class _Versions(Collector):
+    """Gauges of versions, read from the registry at scrape time: nothing to keep in step."""
+
+    def __init__(self, tables: Registry) -> None:
+        self.tables = tables
+
+    def collect(self) -> Iterable[Metric]:
+        info = GaugeMetricFamily(
+            "embstore_version_info", "1 for each version now serving.", labels=["table", "version", "scheme"]
+        )
+        state = GaugeMetricFamily(
+            "embstore_version_state", "1 for the state a version is in.", labels=["table", "version", "state"]
+        )
+        age = GaugeMetricFamily("embstore_version_age_seconds", "Age of the version now serving.", labels=["table"])
+        size = GaugeMetricFamily(
+            "embstore_table_bytes", "Bytes a loaded version holds.", labels=["table", "version", "device"]
+        )
+        snapshot = self.tables.snapshot
+        for table in snapshot.latest.values():
+            assert table.manifest is not None
+            info.add_metric([table.name, str(table.version), table.scheme.name], 1)
+            created = datetime.fromisoformat(table.manifest.created).timestamp()
+            age.add_metric([table.name], max(0.0, time.time() - created))
+        for table in snapshot.loaded.values():
+            size.add_metric([table.name, str(table.version), table.device], table.num_bytes)
+        for (name, version), status in self.tables.status().items():
+            for known in STATES:
+                state.add_metric([name, str(version), known], float(status.state == known))
+        yield from (info, state, age, size)

@@ -1,0 +1,1 @@
+"""The process: start, listen, supervise workers, drain, stop."""

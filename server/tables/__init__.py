@@ -1,0 +1,1 @@
+"""What is served: versions watched, verified, loaded, swapped and checked."""
