@@ -55,7 +55,7 @@ format: setup
 bench: setup
 	$(BIN)/embstore bench kernels
 	$(BIN)/embstore bench serve
-	$(BIN)/python tests/bench/http_figures.py
-	$(BIN)/python tests/bench/client_overhead.py
-	$(BIN)/python tests/bench/startup.py
+	$(BIN)/python benchmarks/http_figures.py
+	$(BIN)/python benchmarks/client_overhead.py
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python -m embstore.train.bench --config configs/globo.toml

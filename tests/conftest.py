@@ -67,7 +67,7 @@ def valkey() -> Iterator[Any]:
 @pytest.fixture
 def faults(valkey: Any) -> Iterator[Any]:
     """A proxy in front of it."""
-    from redis_faults import proxy
+    from support.redis_faults import proxy
 
     with proxy(valkey.port) as running:
         yield running

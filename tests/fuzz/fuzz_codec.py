@@ -13,7 +13,7 @@ def main() -> None:
     """Run libFuzzer over the targets; the arguments are libFuzzer's own."""
     import atheris
 
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     with atheris.instrument_imports(include=["server", "embstore.pooling", "embstore.ids"]):
         from fuzz import targets
     targets.street()  # tables are made and loops compiled before the first input

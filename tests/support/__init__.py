@@ -1,0 +1,1 @@
+"""What tests share: servers, hostile peers, cases, programs that are killed."""
