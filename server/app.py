@@ -21,18 +21,20 @@ from embstore.errors import ConfigError, EmbstoreError, NotReady
 from embstore.parallel import num_cores
 from embstore.publish import open_store
 from embstore.table import Table
-from server.api.codecs.open_inference import Inference
 from server.api.labels import admin_router
-from server.api.lookup import Limits, Street
+from server.api.lookup import LookupHandler
 from server.api.openapi import with_lookups
 from server.api.repository import unsupported, v2_router
 from server.cache.cached_table import CachedTable
 from server.cache.redis_cache import RedisTier, start_embedded
-from server.http.admission import Gate
+from server.http.admission import Admission
 from server.http.asgi import App
 from server.http.auth import Keys
 from server.http.buffer_pool import Buffers
+from server.http.limits import Limits
+from server.http.outbox import Outbox
 from server.http.problems import MEDIA_TYPE, STATUS, problem
+from server.http.services import Services
 from server.lookup.batcher import Joiner
 from server.lookup.service import LookupService
 from server.metrics.recorder import Metrics
@@ -93,17 +95,16 @@ class _Parts:
             keepalive_seconds=settings.keepalive_seconds,
             shutdown_seconds=settings.shutdown_seconds,
         )
-        gate = Gate(
+        outbox, buffers = Outbox(), Buffers()
+        admission = Admission(
             metrics.lookups,
+            outbox,
             max_queue=settings.max_queue,
             max_concurrency=settings.max_concurrency,
             max_waiting_bytes=settings.max_waiting_bytes,
         )
-        buffers = Buffers()
-        inference = Inference(
-            self.service, metrics.lookups, buffers, max_ids=limits.max_ids, max_reply_bytes=limits.max_reply_bytes
-        )
-        street = Street(self.tables, self.service, metrics.lookups, self.health, keys, buffers, limits, inference)
+        handler = LookupHandler(self.tables, self.service, metrics.lookups, self.health, keys, buffers, limits)
+        services = Services(handler, admission, outbox, buffers, metrics.lookups, limits)
         api = FastAPI(
             title="embstore",
             version=__version__,
@@ -112,7 +113,7 @@ class _Parts:
             redirect_slashes=False,
         )
         api.state.keys = keys
-        self.app = App(api, street, gate, buffers, metrics.lookups, limits)
+        self.app = App(api, services, keys, lambda: self.tables.started)
         _add_api(api, self.tables, self.service, metrics)
 
     def prepare(self, table: Table, before: Table | None) -> None:
@@ -164,7 +165,7 @@ class _Parts:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             now = time.monotonic()
-            for connection in list(self.app.connections):
+            for connection in list(self.app.services.connections):
                 try:
                     connection.sweep(now)
                 except Exception:  # one connection's trouble is not the others'

@@ -1,35 +1,35 @@
-"""The request street: one complete call in, one reply out, whatever carries them.
+"""The lookup handler: one complete request in, one reply out, whatever protocol it came by.
 
-`Street.answer` is the whole story of a lookup: find the table, decode, look up, encode, count. It returns the reply
-itself where nothing has to be waited for, which is nearly always, and an awaitable of it otherwise.
+`LookupHandler.answer` is the whole story of a lookup: check the call, decode it to queries, resolve tables, check
+limits, fetch, encode, count. It returns the reply itself where nothing has to be waited for, which is nearly always,
+and an awaitable of it otherwise.
 """
-
-# Shapes: B ids in a request, G bags of them, D embedding_dim.
 
 from __future__ import annotations
 
 import itertools
 import re
 import secrets
-import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from inspect import isawaitable
-from typing import Any
+from time import perf_counter
 
 import structlog
 
 from embstore.errors import BadRequest, EmbstoreError, NotReady, UnsupportedMediaType
-from embstore.ids import Keys
-from embstore.pooling import Bags
-from embstore.table import Fetched, Table
-from server.api.codecs import json as codec
+from embstore.table import Fetched, Floats, Table
+from server.api.codecs import json_body, octet_stream, open_inference
+from server.api.codecs.vectors import JSON, LONG_NUMBERS, OCTET_STREAM
+from server.api.query import Answer, Call, Encoded, Query, check_limits
 from server.http.admission import RETRY_AFTER_SECONDS
-from server.http.auth import Keys as ApiKeys
+from server.http.auth import Keys
 from server.http.buffer_pool import Buffers
+from server.http.limits import Limits
 from server.http.messages import Reply, Request
+from server.http.plans import Plan
 from server.http.problems import MEDIA_TYPE, clip, problem, problem_of, reason_of
-from server.http.routing import HEALTH, INFER, LOOKUP
+from server.http.routing import HEALTH, INFER, LOOKUP_MANY
 from server.lookup.service import LookupService, abandon, all_of
 from server.metrics.recorder import Lookups
 from server.tables.health import Health
@@ -37,46 +37,32 @@ from server.tables.registry import Registry, Snapshot
 
 log = structlog.get_logger()
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_OCTETS = b"application/octet-stream"
 _JSON_HEAD = b"content-type: application/json\r\n"
-_VECTORS_HEAD = (
-    b"content-type: %s\r\nx-embedding-version: %d\r\nx-embedding-shape: %d,%d\r\nx-embedding-dtype: %s\r\n"
-    b"x-embedding-missing: %d\r\n"
-)
 _PROBLEM_HEAD = b"content-type: %s\r\n" % MEDIA_TYPE
 SAMPLED = 16
-"""Of so many requests one is timed stage by stage."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request, and one connection, may ask for."""
-
-    max_ids: int
-    max_body_bytes: int
-    max_reply_bytes: int
-    max_connections: int
-    request_seconds: float
-    keepalive_seconds: float
-    shutdown_seconds: float
+"""One request in this many is timed stage by stage."""
 
 
 @dataclass(slots=True)
-class _Asked:
-    """A lookup of one table, decoded."""
+class _Lookup:
+    """A request on its way: decoded, its tables resolved, its rows fetched or awaited."""
 
-    table: Table
-    keys: Keys
-    on_missing: str
-    dtype: str
-    protocol: str
-    """How the reply is written."""
-    wants_found: bool = False
-    bags: Bags | None = None
+    request: Request
+    call: Call
+    release: str | None
+    tables: dict[str, Table]
+    decoded: float
+    fetched: list[Fetched | Awaitable[Fetched]]
+    leases: list[Floats]
+
+    def answers(self, fetched: list[Fetched]) -> list[Answer]:
+        """Each query with what was found for it."""
+        queries, tables = self.call.queries, self.tables
+        return [Answer(query, tables[query.table], one) for query, one in zip(queries, fetched, strict=True)]
 
 
-class Street:
-    """Answers calls of the request street from what is served now."""
+class LookupHandler:
+    """Answers lookups from what is served now."""
 
     def __init__(
         self,
@@ -84,55 +70,126 @@ class Street:
         service: LookupService,
         lookups: Lookups,
         health: Health,
-        keys: ApiKeys,
+        keys: Keys,
         buffers: Buffers,
         limits: Limits,
-        inference: Any = None,
     ) -> None:
         self.tables, self.service, self.lookups, self.health = tables, service, lookups, health
         self.keys, self.buffers, self.limits = keys, buffers, limits
-        self.inference = inference
         self._ids = (b"%s-%x" % (prefix, n) for prefix in [secrets.token_hex(4).encode()] for n in itertools.count(1))
         self._until_sample = 1
 
+    @property
+    def draining(self) -> bool:
+        """Whether the server is on its way down."""
+        return self.health.draining
+
+    @draining.setter
+    def draining(self, value: bool) -> None:
+        self.health.draining = value
+
     def answer(self, request: Request) -> Reply | Awaitable[Reply]:
         """The reply to a request, or what it will be; never raises."""
-        route = request.route
-        if route.kind == HEALTH:
+        if request.route.kind == HEALTH:
             return self._probe(request)
         self.lookups.inflight[0] += 1
-        request.started = time.perf_counter()
+        request.started = perf_counter()
         try:
             if not self.keys.open:
                 self.keys.check(request.headers)
             if request.method != b"POST":
                 self._done()
                 return self._not_allowed(request)
-            if route.wrong:
-                raise BadRequest(route.wrong)
+            if request.route.wrong:
+                raise BadRequest(request.route.wrong)
             request.check_deadline()
-            if route.kind == LOOKUP:
-                reply = self._one(request)
-            elif route.kind == INFER:
-                reply = self.inference.answer(request, self._snapshot())
-            else:
-                reply = self._many(request)
+            call = _decode(request, self.limits)
+            release, tables = _resolve(call, self._snapshot())
+            check_limits(call.queries, tables, self.limits)
+            lookup = _Lookup(request, call, release, tables, perf_counter(), [], [])
+            self._fetch(lookup)
+            if any(map(isawaitable, lookup.fetched)) or _takes_long(call, tables):
+                return self._answer_later(lookup)
+            looked_up = perf_counter()
+            answers = lookup.answers(lookup.fetched)  # type: ignore[arg-type]
+            reply = self._reply(lookup, answers, looked_up, call.encode(answers, release))
         except Exception as error:
-            self._done()
-            return self.refuse(request, error)
-        if type(reply) is Reply:
-            self._done()
-            return reply if route.kind == LOOKUP else _with_timing(request, reply)
-        return self._later(request, reply)  # type: ignore[arg-type]
+            reply = self.refuse(request, error)
+        self._done()
+        return reply
 
-    async def _later(self, request: Request, reply: Awaitable[Reply]) -> Reply:
+    def answer_planned(
+        self, plan: Plan, request_id: bytes, body: bytes, began: float
+    ) -> tuple[Reply | Awaitable[Reply], Request | None]:
+        """The same for a request whose head was seen before, and the request where it was made."""
+        request = Request(b"POST", plan.route, plan.headers, body, request_id, began)
+        request.deadline = began + plan.timeout_s
+        return self.answer(request), request
+
+    async def _answer_later(self, lookup: _Lookup) -> Reply:
+        """The same from the fetch on, where that has to be waited for, or where the reply is long."""
         try:
-            answer = await reply
-            return answer if request.route.kind == LOOKUP else _with_timing(request, answer)
+            answers = lookup.answers(await all_of(lookup.fetched))
+            looked_up = perf_counter()
+            encode, long = lookup.call.encode, _takes_long(lookup.call, lookup.tables)
+            encoded = (
+                await self.service.do(encode, answers, lookup.release) if long else encode(answers, lookup.release)
+            )
+            return self._reply(lookup, answers, looked_up, encoded)
         except Exception as error:
-            return self.refuse(request, error)
+            return self.refuse(lookup.request, error)
         finally:
             self._done()
+
+    def _fetch(self, lookup: _Lookup) -> None:
+        """Look every query up, in memory lent for the reply where it takes one row an id."""
+        fetched, service = lookup.fetched, self.service
+        try:
+            for query in lookup.call.queries:
+                table = lookup.tables[query.table]
+                ids = query.ids_for(table)
+                if query.bags is not None:
+                    fetched.append(service.lookup_bags(table, ids, query.on_missing, query.bags))
+                    continue
+                out_BD, lease = self.buffers.take(len(ids), table.embedding_dim)
+                lookup.leases.append(lease)
+                fetched.append(service.lookup(table, ids, query.on_missing, out_BD))
+        except Exception:
+            abandon(fetched)
+            raise
+
+    def _reply(self, lookup: _Lookup, answers: list[Answer], looked_up: float, encoded: Encoded) -> Reply:
+        """The reply that carries the vectors; everything about the request is known now, so it is counted here."""
+        request, head, leases = lookup.request, encoded.head, lookup.leases
+        if not encoded.sends_rows:
+            self.buffers.give_back(leases)
+            leases = []
+        request.check_deadline()
+        now = perf_counter()
+        for query, table, fetched in answers:
+            protocol, seconds = lookup.call.protocol, now - request.began
+            self.lookups.count(table.name, protocol, seconds, len(query.ids), fetched.missing)
+        self._until_sample -= 1
+        if self._until_sample == 0 or b"x-timing" in request.headers:
+            head += self._timed(request, lookup.decoded, looked_up, now)
+        return Reply(200, head, encoded.body, leases)
+
+    def _timed(self, request: Request, decoded: float, looked_up: float, encoded: float) -> bytes:
+        """Stages of this request into the histograms; its Server-Timing header where the request wants it."""
+        stages = {
+            "queue": request.started - request.began,
+            "decode": decoded - request.started,
+            "lookup": looked_up - decoded,
+            "encode": encoded - looked_up,
+        }
+        if self._until_sample == 0:
+            self._until_sample = SAMPLED
+            for stage, seconds in stages.items():
+                self.lookups.stage(stage, seconds)
+        if request.headers.get(b"x-timing") != b"1":
+            return b""
+        timings = ", ".join(f"{stage};dur={seconds * 1e3:.3f}" for stage, seconds in stages.items())
+        return b"server-timing: %s\r\n" % timings.encode()
 
     def refuse(self, request: Request, error: Exception) -> Reply:
         """The reply to a request that ends in an error, counted."""
@@ -151,177 +208,13 @@ class Street:
         return Reply(status, _PROBLEM_HEAD, (body,))
 
     def forget(self) -> None:
-        """A request whose client went away while it waited: nothing is looked up."""
+        """Count a request whose client went away while it waited: nothing is looked up."""
         self.lookups.reject("disconnected")
 
     def request_id(self, headers: Mapping[bytes, bytes]) -> bytes:
         """The caller's request id, or a new one."""
         given = headers.get(b"x-request-id")
         return given if given is not None and _REQUEST_ID.fullmatch(given) else next(self._ids)
-
-    def _one(self, request: Request) -> Reply | Awaitable[Reply]:
-        """`POST /v1/tables/{table}[/versions/{n}|/labels/{name}]/lookup`."""
-        route = request.route
-        snapshot = self._snapshot()
-        asked = self._decode(request, snapshot.table(route.table, version=route.version, label=route.label))
-        decoded = time.perf_counter()
-        if asked.bags is not None:
-            fetched: Any = self.service.lookup_bags(asked.table, asked.keys, asked.on_missing, asked.bags)
-            lent = None
-        else:
-            out, lent = self.buffers.take(len(asked.keys), asked.table.embedding_dim)
-            fetched = self.service.lookup(asked.table, asked.keys, asked.on_missing, out)
-        if type(fetched) is Fetched and not _takes_long(asked, fetched):
-            looked_up = time.perf_counter()
-            return self._reply(request, snapshot, asked, fetched, lent, (decoded, looked_up), _encoded(asked, fetched))
-        return self._one_later(request, snapshot, asked, fetched, lent, decoded)
-
-    async def _one_later(
-        self, request: Request, snapshot: Snapshot, asked: _Asked, fetched: Any, lent: Any, decoded: float
-    ) -> Reply:
-        done: Fetched = await fetched if isawaitable(fetched) else fetched
-        times = decoded, time.perf_counter()
-        long = _takes_long(asked, done)
-        body = await self.service.do(_encoded, asked, done) if long else _encoded(asked, done)
-        return self._reply(request, snapshot, asked, done, lent, times, body)
-
-    def _decode(self, request: Request, table: Table) -> _Asked:
-        """What the body asks of a table, within the limits."""
-        headers = request.headers
-        content_type = media_type(headers)
-        if content_type == _OCTETS:
-            on_missing, dtype = codec.decode_query(request.route.query)
-            keys = codec.decode_octets(request.body, table)
-            self._check_count(table, len(keys))
-            return _Asked(table, keys, on_missing, dtype, "octet-stream")
-        if content_type != b"application/json":
-            given = clip(content_type.decode("latin-1"))
-            raise UnsupportedMediaType(f"content type {given}: send {codec.OCTET_STREAM} or {codec.JSON}")
-        codec.refuse_query(request.route.query)
-        body = codec.decode_lookup(request.body)
-        bags = codec.bags_of(body, table.name)
-        self._check_count(table, len(body.ids), bags)
-        protocol = "octet-stream" if _OCTETS in headers.get(b"accept", b"") else "json"
-        if protocol == "json":
-            codec.check_json_dtype(body.dtype)
-        return _Asked(table, codec.keys_of(body.ids, table), body.on_missing, body.dtype, protocol, body.found, bags)
-
-    def _reply(
-        self,
-        request: Request,
-        snapshot: Snapshot,
-        asked: _Asked,
-        fetched: Fetched,
-        lent: Any,
-        times: tuple[float, float],
-        body: tuple[Any, ...],
-    ) -> Reply:
-        """The reply that carries the vectors; everything about the request is known now, so it is counted here."""
-        table, num_ids = asked.table, len(asked.keys)
-        release = snapshot.release_of.get((table.name, table.version))
-        head = _VECTORS_HEAD % (
-            _OCTETS if asked.protocol == "octet-stream" else b"application/json",
-            table.version,
-            len(fetched.vectors_BD),
-            table.embedding_dim,
-            asked.dtype.encode(),
-            fetched.missing,
-        )
-        if release is not None:
-            head += b"x-embedding-release: %s\r\n" % release.encode()
-        if lent is not None and (asked.protocol == "json" or asked.dtype != "float32"):
-            self.buffers.give_back(lent)
-            lent = None
-        request.check_deadline()
-        now = time.perf_counter()
-        self.lookups.count(table.name, asked.protocol, now - request.began, num_ids, fetched.missing)
-        self._until_sample -= 1
-        if self._until_sample == 0 or b"x-timing" in request.headers:
-            head += self._timed(request, *times, now)
-        return Reply(200, head, body, lent)
-
-    def _timed(self, request: Request, decoded: float, looked_up: float, encoded: float) -> bytes:
-        """Stages of this request into the histograms; its Server-Timing header where it was asked for."""
-        stages = {
-            "queue": request.started - request.began,
-            "decode": decoded - request.started,
-            "lookup": looked_up - decoded,
-            "encode": encoded - looked_up,
-        }
-        if self._until_sample == 0:
-            self._until_sample = SAMPLED
-            for stage, seconds in stages.items():
-                self.lookups.stage(stage, seconds)
-        if request.headers.get(b"x-timing") != b"1":
-            return b""
-        timings = ", ".join(f"{stage};dur={seconds * 1e3:.3f}" for stage, seconds in stages.items())
-        return b"server-timing: %s\r\n" % timings.encode()
-
-    def _many(self, request: Request) -> Reply | Awaitable[Reply]:
-        """`POST /v1/lookup`, `POST /v1/releases/{id}/lookup`: many tables, all from one release."""
-        if media_type(request.headers) != b"application/json":
-            raise UnsupportedMediaType(f"a lookup of many tables takes {codec.JSON}")
-        codec.refuse_query(request.route.query)
-        bodies = codec.decode_many(request.body).tables
-        release, tables = self._snapshot().together(list(bodies), request.route.release)
-        bags_of = {name: codec.bags_of(body, name) for name, body in bodies.items()}
-        self._check_counts(tables, bodies, bags_of)
-        asked: list[_Asked] = []
-        fetched: list[Any] = []
-        try:
-            for name, body in bodies.items():
-                table, bags = tables[name], bags_of[name]
-                codec.check_json_dtype(body.dtype)
-                keys = codec.keys_of(body.ids, table)
-                asked.append(_Asked(table, keys, body.on_missing, body.dtype, "json", body.found, bags))
-                if bags is None:
-                    fetched.append(self.service.lookup(table, keys, body.on_missing))
-                else:
-                    fetched.append(self.service.lookup_bags(table, keys, body.on_missing, bags))
-        except Exception:
-            abandon(fetched)
-            raise
-        if any(map(isawaitable, fetched)) or any(map(_takes_long, asked, fetched)):
-            return self._many_later(request, release, asked, fetched)
-        return self._reply_many(request, release, asked, fetched, _encoded_many(release, asked, fetched))
-
-    async def _many_later(
-        self, request: Request, release: str | None, asked: list[_Asked], fetched: list[Any]
-    ) -> Reply:
-        done = await all_of(fetched)
-        body = await self.service.do(_encoded_many, release, asked, done)
-        return self._reply_many(request, release, asked, done, body)
-
-    def _reply_many(
-        self, request: Request, release: str | None, asked: list[_Asked], fetched: list[Fetched], body: tuple[Any, ...]
-    ) -> Reply:
-        request.check_deadline()
-        now = time.perf_counter()
-        for one, vectors in zip(asked, fetched, strict=True):
-            self.lookups.count(one.table.name, "json", now - request.began, len(one.keys), vectors.missing)
-        head = _JSON_HEAD if release is None else _JSON_HEAD + b"x-embedding-release: %s\r\n" % release.encode()
-        return Reply(200, head, body)
-
-    def _check_counts(
-        self, tables: Mapping[str, Table], bodies: Mapping[str, codec.LookupBody], bags_of: Mapping[str, Bags | None]
-    ) -> None:
-        """TooManyIds when the tables together ask for more than one request may."""
-        limits = self.limits
-        num_rows = {name: bags.num_bags if bags else len(bodies[name].ids) for name, bags in bags_of.items()}
-        codec.check_count(sum(len(one.ids) for one in bodies.values()), limits.max_ids)
-        codec.check_count(sum(num_rows.values()), limits.max_ids, "rows asked for")
-        num_bytes = sum(4 * num_rows[name] * tables[name].embedding_dim for name in bodies)
-        codec.check_reply(num_bytes, limits.max_reply_bytes)
-
-    def _check_count(self, table: Table, num_ids: int, bags: Bags | None = None) -> None:
-        """TooManyIds when there are more than a request may ask for, or than a reply has room for."""
-        limits = self.limits
-        num_rows, what = num_ids, "ids"
-        if bags is not None:
-            codec.check_count(num_ids, limits.max_ids)
-            num_rows, what = bags.num_bags, "bags"
-        if num_rows > limits.max_ids or num_rows * 4 * table.embedding_dim > limits.max_reply_bytes:
-            codec.check_count(num_rows, min(limits.max_ids, limits.max_reply_bytes // (4 * table.embedding_dim)), what)
 
     def _snapshot(self) -> Snapshot:
         """What is served now: read once, so that a swap in the middle of a request changes nothing for it."""
@@ -338,7 +231,7 @@ class Street:
 
     def _not_allowed(self, request: Request, allowed: bytes = b"POST") -> Reply:
         method = request.method.decode("latin-1")
-        detail = f"{method} is not for this call; {allowed.decode()} is"
+        detail = f"{method} is not allowed for this call (allowed: {allowed.decode()})"
         on_v2 = request.route.on_v2
         status, body = problem("method_not_allowed", detail, request.id.decode(), on_v2=on_v2)
         if allowed == b"POST":
@@ -349,44 +242,42 @@ class Street:
         self.lookups.inflight[0] -= 1
 
 
-def _with_timing(request: Request, reply: Reply) -> Reply:
-    """The reply with what is known of its times, where that was asked for: calls of many parts have no stages."""
-    if request.headers.get(b"x-timing") != b"1":
-        return reply
-    queued, whole = request.started - request.began, time.perf_counter() - request.began
-    timing = b"server-timing: queue;dur=%.3f, total;dur=%.3f\r\n" % (queued * 1e3, whole * 1e3)
-    return reply._replace(head=reply.head + timing)
-
-
-def media_type(headers: Mapping[bytes, bytes]) -> bytes:
+def media_type(headers: Mapping[bytes, bytes]) -> str:
     """The body's media type without parameters, in lower case."""
     given = headers.get(b"content-type", b"")
-    return given if given == _OCTETS else given.partition(b";")[0].strip().lower()
+    return given.partition(b";")[0].strip().lower().decode("latin-1")
 
 
-def _takes_long(asked: _Asked, fetched: Any) -> bool:
-    """Whether writing the vectors as JSON would hold the event loop up."""
-    return asked.protocol == "json" and type(fetched) is Fetched and fetched.vectors_BD.size > codec.LONG_NUMBERS
+def _decode(request: Request, limits: Limits) -> Call:
+    """What a request asks, by the codec of its route and media type."""
+    kind = request.route.kind
+    if kind == INFER:
+        return open_inference.decode(request, limits)
+    given = media_type(request.headers)
+    if kind == LOOKUP_MANY:
+        if given == JSON:
+            return json_body.decode_many(request, limits)
+        raise UnsupportedMediaType(f"content type {clip(given)}: a lookup of many tables takes {JSON}")
+    if given == OCTET_STREAM:
+        return octet_stream.decode(request, limits)
+    if given == JSON:
+        return json_body.decode_one(request, limits)
+    raise UnsupportedMediaType(f"content type {clip(given)}: send {OCTET_STREAM} or {JSON}")
 
 
-def _encoded(asked: _Asked, fetched: Fetched) -> tuple[Any, ...]:
-    """The body of a reply of one table."""
-    if asked.protocol == "json":
-        texts: list[memoryview] = []
-        return codec.encode_json(_json_table(asked, fetched, texts), texts)
-    rows = codec.encode_rows(fetched.vectors_BD, asked.dtype)
-    return (rows,) if fetched.found_B is None else (rows, codec.encode_found(fetched.found_B))
+def _resolve(call: Call, snapshot: Snapshot) -> tuple[str | None, dict[str, Table]]:
+    """The tables of a call, all from one release where there is one, and that release."""
+    names = [query.table for query in call.queries]
+    if call.version is None and call.label is None:
+        return snapshot.together(names, call.release)
+    table = snapshot.table(names[0], version=call.version, label=call.label)
+    return snapshot.release_of.get((table.name, table.version)), {table.name: table}
 
 
-def _encoded_many(release: str | None, asked: list[_Asked], fetched: list[Fetched]) -> tuple[Any, ...]:
-    """The body of a reply of many tables."""
-    texts: list[memoryview] = []
-    tables = {one.table.name: _json_table(one, vectors, texts) for one, vectors in zip(asked, fetched, strict=True)}
-    return codec.encode_json({"release": release, "tables": tables}, texts)
+def _takes_long(call: Call, tables: dict[str, Table]) -> bool:
+    """Whether writing the vectors as text would hold the event loop up."""
 
+    def size(query: Query) -> int:
+        return query.num_rows * tables[query.table].embedding_dim
 
-def _json_table(asked: _Asked, fetched: Fetched, texts: list[memoryview]) -> dict[str, Any]:
-    table, found_B, num_ids = asked.table, fetched.found_B, len(asked.keys)
-    return codec.json_table(
-        table.name, table.version, asked.dtype, fetched.vectors_BD, found_B, num_ids, asked.wants_found, texts
-    )
+    return call.as_text and sum(map(size, call.queries)) > LONG_NUMBERS

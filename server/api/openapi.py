@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.api.codecs.json import OCTET_STREAM
+from server.api.codecs.vectors import OCTET_STREAM
 from server.api.openapi_schemas import POSITIVE, SCHEMAS, TEXT
 from server.http.messages import MAX_TIMEOUT_MS
 

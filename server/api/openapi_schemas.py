@@ -6,9 +6,9 @@ from typing import Any
 
 from embstore.pooling import POOLINGS
 from embstore.table import ON_MISSING
-from server.api.codecs.json import DTYPES, JSON_DTYPES
 from server.api.codecs.tensors import BYTES
 from server.api.codecs.tensors import DTYPES as DATATYPES
+from server.api.codecs.vectors import DTYPES
 from server.http.problems import STATUS
 from server.metrics.recorder import STATES
 
@@ -79,7 +79,7 @@ _VECTORS = {
     "table": TEXT,
     "version": POSITIVE,
     "embedding_dim": POSITIVE,
-    "dtype": {"type": "string", "enum": list(JSON_DTYPES)},
+    "dtype": {"type": "string", "enum": list(DTYPES[:3])},
     "vectors": {"type": "array", "items": FLOATS, "description": "One for each id in their order, or for each bag."},
     "found": {
         "type": "array",

@@ -1,8 +1,8 @@
 """Open Inference Protocol (v2) beside infer requests: what models there are, which are ready, loading and unloading.
 
 A table is a model and its version numbers are the model's; `embstore` is all tables together, its versions the
-releases (server/inference.py answers for both). Calls of extensions that this server does not have get a 404 that
-says so.
+releases (`server.api.codecs.open_inference` answers for both). Calls of extensions that this server does not have get
+a 404 that says so.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from embstore import __version__
 from embstore.common.atomic_files import NUMBER
 from embstore.errors import BadRequest, Conflict, NotReady, ReleaseNotFound, Unprocessable
 from embstore.table import Table
-from server.api.codecs.open_inference import EMBEDDINGS, FOUND, IDS, MANY, OFFSETS, WEIGHTS
+from server.api.codecs.open_inference import EMBEDDINGS, FOUND, IDS, OFFSETS, WEIGHTS
 from server.api.labels import as_json, read_body
 from server.http.auth import require_admin
 from server.http.problems import clip
+from server.http.routing import MANY
 from server.tables.registry import Registry
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "parameters")

@@ -1,36 +1,34 @@
-"""Who is answered now, who waits, who is turned away: one first-in first-out queue in front of the lookups.
+"""Admission: which requests are answered now, which wait, which are refused. One FIFO queue in front of the lookups.
 
 The event loop reads all requests that have arrived; then those that are complete are answered in a row, for at most
-SLICE_SECONDS, and their replies leave in a row. So code stays in the processor's caches, the other side is woken
-once and not for every reply, and between slices health checks and new requests are heard. Work that goes on elsewhere
-(a thread, a device, Redis) is bounded by `max_concurrency`. When `max_queue` wait, or what waits holds too many bytes,
-the next one is told to come back later (429); whose deadline passes while waiting is dropped without a lookup (504).
+SLICE_SECONDS, and their replies leave in a row (`server.http.outbox`). Between slices health checks and new requests
+are heard. Work that goes on elsewhere (a thread, a device, Redis) is bounded by `max_concurrency`. When `max_queue`
+requests wait, or what waits holds too many bytes, the next one gets 429; one whose deadline passes while it waits is
+dropped without a lookup (504).
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Awaitable
-from typing import Any, Protocol
-
-import structlog
+from time import perf_counter
+from typing import Protocol
 
 from embstore.errors import Overloaded
+from server.http.outbox import Outbox
 from server.metrics.recorder import Lookups
 
-log = structlog.get_logger()
 SLICE_SECONDS = 0.002
 RETRY_AFTER_SECONDS = 1
-OUTBOX_BYTES = 1 << 20
-"""So many bytes of replies are held back at most: they shall still be in the cache when they are sent."""
 
 
 class Waiting(Protocol):
     """A complete request with a way to answer it."""
 
-    num_bytes: int
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its body."""
 
     def answer(self) -> Awaitable[None] | None:
         """Answer now; what is returned, if anything, is the rest of the work."""
@@ -39,20 +37,13 @@ class Waiting(Protocol):
         """Answer with an error instead."""
 
 
-class Line(Protocol):
-    """A connection."""
-
-    transport: asyncio.Transport
-
-    def write(self, parts: tuple[Any, ...], num_bytes: int, lease: Any) -> None:
-        """Send bytes, and give back the memory behind them."""
-
-
-class Gate:
+class Admission:
     """The queue of one event loop."""
 
-    def __init__(self, lookups: Lookups, *, max_queue: int, max_concurrency: int, max_waiting_bytes: int) -> None:
-        self._lookups = lookups
+    def __init__(
+        self, lookups: Lookups, outbox: Outbox, *, max_queue: int, max_concurrency: int, max_waiting_bytes: int
+    ) -> None:
+        self._lookups, self._outbox = lookups, outbox
         self.max_queue, self.max_concurrency, self.max_waiting_bytes = max_queue, max_concurrency, max_waiting_bytes
         self._queue: deque[Waiting] = deque()
         self._queued_bytes = 0
@@ -60,15 +51,29 @@ class Gate:
         """Bytes of bodies that have begun to arrive and are not complete."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled = False
-        self._outbox: list[tuple[Line, tuple[Any, ...], int, Any]] | None = None
-        """Replies that leave together; None outside of a slice."""
-        self._outbox_bytes = 0
+        self._slice_began = 0.0
+
+    def admits_at_once(self, began: float, num_bytes: int) -> bool:
+        """Whether a complete request may be answered without the queue: nothing waits, and the slice is not over.
+
+        began: `perf_counter()`. Requests that come one at a time never queue; of those that a busy event loop finds
+        waiting together, what does not fit into a slice goes the general way, which lets others be heard in between.
+        """
+        if self._queue or len(self._tasks) >= self.max_concurrency or not self.has_room(num_bytes):
+            return False
+        if not self._slice_began:
+            self._slice_began = began
+            asyncio.get_running_loop().call_soon(self._end_slice)
+        return began - self._slice_began < SLICE_SECONDS
 
     def submit(self, waiting: Waiting) -> None:
         """Queue a complete request, or refuse it."""
         queue = self._queue
-        if len(queue) >= self.max_queue or not self.has_room(waiting.num_bytes):
-            detail = f"{len(queue):,} requests are waiting already; try again in a moment"
+        if len(queue) >= self.max_queue:
+            detail = f"{len(queue):,} requests are queued (max_queue); retry later"
+            return waiting.refuse(Overloaded(detail, retry_after=RETRY_AFTER_SECONDS))
+        if not self.has_room(waiting.num_bytes):
+            detail = "request memory limit reached (max_waiting_bytes); retry later"
             return waiting.refuse(Overloaded(detail, retry_after=RETRY_AFTER_SECONDS))
         queue.append(waiting)
         self._queued_bytes += waiting.num_bytes
@@ -76,35 +81,23 @@ class Gate:
             self._soon()
 
     def has_room(self, num_bytes: int) -> bool:
-        """Whether so many more bytes of requests may be held; an empty house takes any one request."""
+        """Whether this many more bytes of requests may be held; when nothing is held, any single request is."""
         held = self._queued_bytes + self.arriving_bytes
         return held == 0 or held + num_bytes <= self.max_waiting_bytes
 
-    def send(self, line: Line, parts: tuple[Any, ...], num_bytes: int, lease: Any) -> None:
-        """Send a reply, with the others of this slice if there is one."""
-        if self._outbox is None:
-            line.write(parts, num_bytes, lease)
-            return
-        self._outbox.append((line, parts, num_bytes, lease))
-        self._outbox_bytes += num_bytes
-        if self._outbox_bytes >= OUTBOX_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Let the replies of this slice leave."""
-        if self._outbox:
-            replies, self._outbox, self._outbox_bytes = self._outbox, [], 0
-            for line, parts, num_bytes, lease in replies:
-                try:
-                    line.write(parts, num_bytes, lease)
-                except Exception:  # one connection's trouble is not the others'
-                    log.exception("a reply could not be sent")
-                    line.transport.abort()
+    def run(self, rest: Awaitable[None]) -> None:
+        """Work that goes on elsewhere: it counts towards `max_concurrency` until it ends."""
+        task = asyncio.ensure_future(rest)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if self._queue and not self._scheduled:
             self._soon()
+
+    def _end_slice(self) -> None:
+        self._slice_began = 0.0
 
     def _soon(self) -> None:
         self._scheduled = True
@@ -112,24 +105,21 @@ class Gate:
 
     def _work(self) -> None:
         """Answer what waits, for one slice."""
-        queue, tasks, clock = self._queue, self._tasks, time.perf_counter
-        self._outbox = []
-        ends = clock() + SLICE_SECONDS
+        queue = self._queue
+        self._outbox.open()
+        ends = perf_counter() + SLICE_SECONDS
         try:
-            while queue and len(tasks) < self.max_concurrency:
+            while queue and len(self._tasks) < self.max_concurrency:
                 waiting = queue.popleft()
                 self._queued_bytes -= waiting.num_bytes
                 rest = waiting.answer()
                 if rest is not None:
-                    task = asyncio.ensure_future(rest)
-                    tasks.add(task)
-                    task.add_done_callback(self._done)
-                if clock() > ends:
+                    self.run(rest)
+                if perf_counter() > ends:
                     break
         finally:
             self._scheduled = False
-            self.flush()
-            self._outbox = None
+            self._outbox.close()
             self._lookups.queue_depth[0] = len(queue)
-            if queue and len(tasks) < self.max_concurrency:
+            if queue and len(self._tasks) < self.max_concurrency:
                 self._soon()

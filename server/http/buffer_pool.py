@@ -8,6 +8,8 @@ mapped and still in the cache. At a thousand ids that is a quarter of the time o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,10 +33,10 @@ class Buffers:
         lent = free.pop() if free else np.empty(size, np.float32)
         return np.ndarray((num_rows, embedding_dim), np.float32, lent), lent
 
-    def give_back(self, lent: Floats | None) -> None:
-        """Take a lent array back; forgotten when there are enough of its size, or it is a giant."""
-        if lent is None or lent.size > KEPT_FLOATS:
-            return
-        free = self._free.setdefault(lent.size, [])
-        if len(free) < KEPT:
-            free.append(lent)
+    def give_back(self, leases: Sequence[Floats]) -> None:
+        """Take lent arrays back; dropped when there are enough of their size, or they are very large."""
+        for lent in leases:
+            if lent.size <= KEPT_FLOATS:
+                free = self._free.setdefault(lent.size, [])
+                if len(free) < KEPT:
+                    free.append(lent)

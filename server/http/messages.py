@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from embstore.errors import BadRequest, DeadlineExceeded
+from server.http.buffer_pool import Floats
 from server.http.routing import Route
+
+Buffer = bytes | memoryview
 
 FOREVER = float("inf")
 MAX_TIMEOUT_MS = 24 * 3_600_000
@@ -47,9 +50,9 @@ class Reply(NamedTuple):
     status: int
     head: bytes
     """Header lines, each with its end of line, without content-length, x-request-id, connection and date."""
-    body: tuple[Any, ...] = ()
-    """Buffers, sent one after the other."""
-    lease: Any = None
+    body: tuple[Buffer, ...] = ()
+    """Sent one after the other."""
+    leases: Sequence[Floats] = ()
     """Memory behind `body` that is lent for this reply, given back when the last byte is with the kernel."""
 
 

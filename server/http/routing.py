@@ -11,6 +11,8 @@ from embstore.common.atomic_files import NUMBER
 from server.http.problems import clip
 
 LOOKUP, LOOKUP_MANY, INFER, HEALTH = "lookup", "lookup_many", "infer", "health"
+MANY = "embstore"
+"""The model that is all tables together."""
 MAX_KNOWN = 4096
 PROBES = ("livez", "readyz", "startupz")
 

@@ -88,7 +88,7 @@ class DrainingServer(uvicorn.Server):
             return
         self.signal = sig
         app: Any = self.config.app
-        app.draining = True
+        app.services.handler.draining = True
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: has a signal come, and is its drain over?"""

@@ -95,7 +95,7 @@ def run_server(
         config,
         drain_seconds=settings.drain_seconds,
         member=member,
-        loaded=lambda: app.street.tables.started,
+        loaded=app.is_loaded,
     )
     gc.collect()
     gc.freeze()

@@ -15,7 +15,7 @@ import embstore
 from embstore.schemes import Full
 
 OCTETS = {"Content-Type": "application/octet-stream"}
-AS_JSON = "application/octet-stream is int64: send strings as application/json"
+HINT = "; send JSON strings, or BYTES by the Open Inference Protocol"
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +50,22 @@ CASES: dict[str, tuple[tuple[str, dict[str, Any]], str, str]] = {
     "strings": (lookup("user", [1, "abc"]), "user", "table 'user' has int64 ids; ids[1] is 'abc'"),
     "many digits": (lookup("user", ["9" * 20]), "user", f"table 'user' has int64 ids; ids[0] is '{'9' * 20}'"),
     "past int64": (lookup("user", [1 << 63]), "user", f"table 'user' has int64 ids; ids[0] is {1 << 63}"),
-    "integers": (lookup("item", ["sku-1", 2]), "item", "table 'item' has string ids; ids[1] is 2"),
+    "integers": (lookup("item", ["sku-1", 2]), "item", f"table 'item' has string ids; ids[1] is 2{HINT}"),
     "octets": (
         ("/v1/tables/item/lookup", {"content": np.array([7], "<i8").tobytes(), "headers": OCTETS}),
         "item",
-        f"table 'item' has string ids; ids[0] is 7, and {AS_JSON}",
+        f"table 'item' has string ids; ids[0] is 7{HINT}",
     ),
     "text as octets": (
         ("/v1/tables/item/lookup", {"content": b"sku-1", "headers": OCTETS}),
         "item",
-        f"table 'item' has string ids; {AS_JSON}",
+        f"table 'item' has string ids{HINT}",
     ),
     "one of many": (("/v1/lookup", {"json": BOTH}), "user", "table 'user' has int64 ids; ids[1] is 'abc'"),
     "infer strings": (
         infer("user", tensor("ids", "BYTES", ["5", "abc"])),
         "user",
-        "input 'ids': table 'user' has int64 ids; ids[1] is 'abc'",
+        "table 'user' has int64 ids; input 'ids'[1] is 'abc'",
     ),
     "infer floats": (
         infer("user", tensor("ids", "FP32", [1.5])),
@@ -80,17 +80,17 @@ CASES: dict[str, tuple[tuple[str, dict[str, Any]], str, str]] = {
     "infer integers": (
         infer("item", tensor("ids", "INT64", [5, 6])),
         "item",
-        "input 'ids' is INT64, but table 'item' has string ids: send BYTES; ids[0] is 5",
+        f"table 'item' has string ids; input 'ids'[0] is 5{HINT}",
     ),
     "infer many": (
         infer("embstore", tensor("user", "INT64", [1]), tensor("item", "INT32", [5])),
         "item",
-        "input 'item' is INT32, but table 'item' has string ids: send BYTES; ids[0] is 5",
+        f"table 'item' has string ids; input 'item'[0] is 5{HINT}",
     ),
     "infer without JSON": (
         ("/v2/models/item/infer", RAW),
         "item",
-        "input 'ids' is INT64, but table 'item' has string ids: send BYTES; ids[0] is 1",
+        f"table 'item' has string ids; input 'ids'[0] is 1{HINT}",
     ),
 }
 

@@ -16,7 +16,7 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[2]))
     with atheris.instrument_imports(include=["server", "embstore.pooling", "embstore.ids"]):
         from fuzz import targets
-    targets.street()  # tables are made and loops compiled before the first input
+    targets.handler()  # tables are made and loops compiled before the first input
     atheris.Setup(sys.argv, targets.one_input)
     atheris.Fuzz()
 

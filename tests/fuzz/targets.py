@@ -19,15 +19,15 @@ import orjson
 import embstore
 from embstore.errors import EmbstoreError
 from embstore.table import Table
-from server.api.codecs import json as codec
-from server.api.codecs import tensors as inference_codec
-from server.api.codecs.open_inference import Inference
-from server.api.lookup import Limits, Street
-from server.http import routing as routes
+from server.api.codecs import json_body, octet_stream, open_inference, tensors
+from server.api.lookup import LookupHandler
+from server.http import routing
 from server.http.auth import Keys
 from server.http.buffer_pool import Buffers
+from server.http.limits import Limits
 from server.http.messages import Reply, Request, deadline_of
 from server.http.problems import STATUS
+from server.http.routing import INFER, LOOKUP, LOOKUP_MANY, Route
 from server.lookup.service import LookupService
 from server.metrics.recorder import Metrics
 from server.tables.registry import Snapshot
@@ -49,78 +49,81 @@ def tables() -> dict[str, Table]:
     return {name: store.load(name, version=version) for name, version in release.tables.items()}
 
 
+LIMITS = Limits(
+    max_ids=MAX_IDS,
+    max_body_bytes=1 << 20,
+    max_reply_bytes=1 << 20,
+    max_connections=1,
+    request_seconds=1,
+    keepalive_seconds=1,
+    shutdown_seconds=1,
+)
+
+
 @cache
-def street() -> Street:
-    """The request street over those tables, with small limits, and nothing in front of it."""
+def handler() -> LookupHandler:
+    """The lookup handler over those tables, with small limits, and nothing in front of it."""
     loaded = {(table.name, table.version): table for table in tables().values()}
     labels = {(name, "latest"): table for name, table in tables().items()}
     snapshot = Snapshot(tables(), labels, loaded, {"1": tables()}, dict.fromkeys(loaded, "1"))
     lookups = Metrics().lookups
     for name in tables():
         lookups.add_table(name)
-    buffers = Buffers()
     service = LookupService(inline_ids=1 << 20, num_threads=1)
-    limits = Limits(
-        max_ids=MAX_IDS,
-        max_body_bytes=1 << 20,
-        max_reply_bytes=1 << 20,
-        max_connections=1,
-        request_seconds=1,
-        keepalive_seconds=1,
-        shutdown_seconds=1,
-    )
-    inference = Inference(service, lookups, buffers, max_ids=MAX_IDS, max_reply_bytes=1 << 20)
     here: Any = SimpleNamespace(snapshot=snapshot, started=True)
     health: Any = SimpleNamespace(answer=lambda _: (200, b"{}"), draining=False)
-    return Street(here, service, lookups, health, Keys([], [], host="127.0.0.1"), buffers, limits, inference)
+    return LookupHandler(here, service, lookups, health, Keys([], [], host="127.0.0.1"), Buffers(), LIMITS)
+
+
+def request_of(route: Route, body: bytes, headers: dict[bytes, bytes] | None = None) -> Request:
+    """A POST."""
+    return Request(b"POST", route, headers or {}, body, b"id", 0.0)
 
 
 def octets(data: bytes) -> None:
     """Ids decoded from octets are those octets; a table of strings takes none."""
-    keys = codec.decode_octets(data, tables()["sparse"])
-    assert keys.tobytes() == data
-    vectors, found = tables()["sparse"].lookup(keys, return_found=True)
-    assert vectors.shape == (len(keys), DIM)
+    (query,) = octet_stream.decode(request_of(Route(LOOKUP, "sparse"), data), LIMITS).queries
+    ids: Any = query.ids_for(tables()["sparse"])
+    assert ids.tobytes() == data
+    vectors, found = tables()["sparse"].lookup(ids, return_found=True)
+    assert vectors.shape == (len(ids), DIM)
     assert not vectors[~found].any()
+    refused_or(query.ids_for, tables()["named"])
 
 
 def one_body(data: bytes) -> None:
-    """A JSON lookup that is understood says the same when it is written again."""
-    body = codec.decode_lookup(data)
-    assert codec.decode_lookup(json.dumps(_plain(body), allow_nan=False).encode()) == body
+    """A JSON lookup that is understood has the ids it says, or is refused by a table of the other type."""
+    (query,) = json_body.decode_one(request_of(Route(LOOKUP, "dense"), data), LIMITS).queries
+    again = json.dumps({"ids": query.ids, "on_missing": query.on_missing, "dtype": query.dtype}).encode()
+    (same,) = json_body.decode_one(request_of(Route(LOOKUP, "dense"), again), LIMITS).queries
+    assert (same.ids, same.on_missing, same.dtype) == (query.ids, query.on_missing, query.dtype)
     for table in tables().values():
-        codec.bags_of(body, table.name)
-        keys = codec.keys_of(body.ids, table)
-        assert len(keys) == len(body.ids)
-
-
-def _plain(body: codec.LookupBody) -> dict[str, Any]:
-    return {name: getattr(body, name) for name in body.__struct_fields__}
+        refused_or(query.ids_for, table)
 
 
 def many_body(data: bytes) -> None:
     """A JSON lookup of many tables names at least one."""
-    assert codec.decode_many(data).tables
+    assert json_body.decode_many(request_of(Route(LOOKUP_MANY), data), LIMITS).queries
 
 
 def infer_body(data: bytes) -> None:
     """Tensors have the elements they say; the first two bytes are the length of the JSON, 0xffff for none given."""
     length = int.from_bytes(data[:2], "big")
     headers = {} if length == 0xFFFF else {b"inference-header-content-length": b"%d" % length}
-    asked = inference_codec.decode_infer(headers, data[2:], MAX_IDS)
-    for name, tensor in asked.inputs.items():
+    decoded = tensors.decode_infer(headers, data[2:], MAX_IDS)
+    for name, tensor in decoded.inputs.items():
         assert len(tensor.values) <= MAX_IDS
-        for read in (inference_codec.int64s, inference_codec.floats):
+        for read in (tensors.int64s, tensors.floats):
             refused_or(read, name, tensor)
-        for table in tables().values():
-            refused_or(inference_codec.keys_of, name, tensor, table)
+    for model in ("dense", "named", routing.MANY):
+        refused_or(open_inference.decode, request_of(Route(INFER, model), data[2:], headers), LIMITS)
 
 
 def url(data: bytes) -> None:
     """A request target has a route or none; a route is answered, by any method."""
-    route = routes.parse(data)
+    route = routing.parse(data)
     if route is not None:
-        assert routes.parse(data) == route
+        assert routing.parse(data) == route
         for method in (b"GET", b"POST"):
             _answer(Request(method, route, {b"content-type": b"application/octet-stream"}, bytes(8), b"id", 0.0))
 
@@ -132,7 +135,7 @@ def deadline(data: bytes) -> None:
 
 def request_id(data: bytes) -> None:
     """An id that goes into a header line is one word of printable ASCII."""
-    assert re.fullmatch(rb"[\x21-\x7e]{1,128}", street().request_id({b"x-request-id": data}))
+    assert re.fullmatch(rb"[\x21-\x7e]{1,128}", handler().request_id({b"x-request-id": data}))
 
 
 TARGETS_OF_CALLS = (
@@ -156,7 +159,7 @@ def call(data: bytes) -> None:
     target = TARGETS_OF_CALLS[chosen[0] % len(TARGETS_OF_CALLS)]
     if b"%s" in target:
         target %= b"".join(b"%%%02x" % byte for byte in chosen)
-    route = routes.parse(target)
+    route = routing.parse(target)
     if route is None:  # a slash in a table's name: FastAPI says that there is no such call
         return
     headers = {b"content-type": TYPES[chosen[1] % len(TYPES)], b"accept": TYPES[chosen[2] % len(TYPES)]}
@@ -167,14 +170,14 @@ def call(data: bytes) -> None:
 
 def _answer(request: Request) -> None:
     """Answer a request, and look at the reply: no failure of ours, no line in its head that nobody meant."""
-    reply = street().answer(request)
+    reply = handler().answer(request)
     assert type(reply) is Reply
     assert reply.status in {200, *STATUS.values()} - {500}, reply
     assert _HEAD.fullmatch(reply.head), reply.head
     body = b"".join(map(bytes, reply.body))
     if b"application/octet-stream" not in reply.head:
         orjson.loads(body)
-    street().buffers.give_back(reply.lease)
+    handler().buffers.give_back(reply.leases)
 
 
 def refused_or(read: Callable[..., Any], *arguments: Any) -> None:

@@ -24,6 +24,7 @@ from support.serving import ServerProcess, serving
 
 import embstore
 from embstore.publish import Store
+from server.api.lookup import LookupHandler
 from server.app import create_app
 from server.settings import Settings
 
@@ -343,7 +344,9 @@ def test_a_version_that_was_replaced_leaves_memory_at_once(tmp_path: Path, cache
     store = embstore.open_store(tmp_path / "store")
     store.publish("item", np.zeros((5000, 8), np.float32))
     settings = Settings(store=tmp_path / "store", poll_seconds=0.05, keep_versions=1, cache=cache)
-    tables = create_app(settings).street.tables
+    handler = create_app(settings).services.handler
+    assert isinstance(handler, LookupHandler)
+    tables = handler.tables
     collects = gc.isenabled()
     gc.disable()
     tables.start()

@@ -9,15 +9,18 @@ import time
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 import embstore
 from embstore.table import Fetched, Table
-from server.api.codecs.open_inference import Inference
 from server.api.codecs.tensors import DTYPES
+from server.api.lookup import LookupHandler
+from server.http.auth import Keys
 from server.http.buffer_pool import Buffers
+from server.http.limits import Limits
 from server.http.messages import Reply, Request
 from server.http.routing import INFER, Route
 from server.tables.registry import Snapshot
@@ -97,6 +100,10 @@ class Counts:
 
     def __init__(self) -> None:
         self.counted: list[tuple[Any, ...]] = []
+        self.inflight = [0]
+
+    def stage(self, stage: str, seconds: float) -> None:
+        """Time in one stage."""
 
     def count(self, table: str, protocol: str, seconds: float, num_ids: int, missing: int) -> None:
         """One lookup."""
@@ -129,12 +136,21 @@ def answer(
     counts: Counts | None = None,
     max_reply_bytes: int = 1 << 20,
 ) -> Reply:
-    """What `Inference` answers."""
-    inference = Inference(
-        service or Service(), counts or Counts(), Buffers(), max_ids=MAX, max_reply_bytes=max_reply_bytes
-    )  # type: ignore[arg-type]
+    """What the lookup handler answers; a refusal is raised."""
+    limits = Limits(
+        max_ids=MAX,
+        max_body_bytes=1 << 20,
+        max_reply_bytes=max_reply_bytes,
+        max_connections=1,
+        request_seconds=1,
+        keepalive_seconds=1,
+        shutdown_seconds=1,
+    )
+    here: Any = SimpleNamespace(snapshot=snapshot, started=True)
+    health: Any = SimpleNamespace(draining=False)
+    parts: Any = (service or Service(), counts or Counts(), health, Keys([], [], host="127.0.0.1"), Buffers(), limits)
     request = Request(b"POST", Route(INFER, model, version), headers, body, b"1", time.perf_counter())
-    reply = inference.answer(request, snapshot)
+    reply = _Raising(here, *parts).answer(request)
     if not isawaitable(reply):
         return reply
 
@@ -142,3 +158,11 @@ def answer(
         return await reply
 
     return asyncio.run(wait())
+
+
+class _Raising(LookupHandler):
+    """A handler whose refusals can be caught."""
+
+    def refuse(self, request: Request, error: Exception) -> Reply:  # noqa: ARG002
+        """Raise instead."""
+        raise error

@@ -18,11 +18,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from embstore.errors import BadRequest, TooManyIds, Unprocessable, WrongDtype
-from embstore.ids import Keys
-from embstore.table import Table
-from server.api.codecs import json as codec
-from server.http.messages import Reply
+from embstore.errors import BadRequest, TooManyIds, Unprocessable
+from server.api.codecs.vectors import PLACEHOLDER, encode_json
+from server.api.query import Encoded
 from server.http.problems import clip
 
 BYTES = "BYTES"
@@ -55,7 +53,7 @@ class Tensor(NamedTuple):
     values: NDArray[Any] | list[str]
 
 
-class Asked(NamedTuple):
+class OutputRequest(NamedTuple):
     """One output that the caller names."""
 
     name: str
@@ -68,7 +66,7 @@ class InferRequest(NamedTuple):
 
     id: str | None
     inputs: dict[str, Tensor]
-    outputs: list[Asked] | None
+    outputs: list[OutputRequest] | None
     """None: the model's usual ones."""
     parameters: Mapping[str, Any]
     binary: bool
@@ -154,7 +152,7 @@ class _Checked(NamedTuple):
 
     id: str | None
     inputs: list[tuple[_Input, int | None]]
-    outputs: list[Asked] | None
+    outputs: list[OutputRequest] | None
     parameters: Mapping[str, Any]
     binary: bool
 
@@ -257,7 +255,8 @@ def _split(name: str, data: bytes, num_elements: int) -> list[str]:
         at = -1
     if at != len(data):
         raise BadRequest(
-            f"input {name}: its {len(data):,} bytes are not {num_elements:,} strings, each after its length in 4 bytes"
+            f"input {name}: malformed BYTES tensor: expected {num_elements:,} length-prefixed strings, "
+            f"got {len(data):,} bytes"
         )
     return strings
 
@@ -282,7 +281,9 @@ def _from_json(given: _Input, num_elements: int) -> Tensor:
     except OverflowError:
         limits = np.iinfo(dtype)
         at, value = next((i, v) for i, v in enumerate(values) if not limits.min <= v <= limits.max)
-        raise BadRequest(f"input {name}: data[{at}] is {clip(str(value))}, which is no {given.datatype}") from None
+        raise BadRequest(
+            f"input {name}: data[{at}] = {clip(str(value))} is out of range for {given.datatype}"
+        ) from None
 
 
 def _read(name: str, given: _Input, flat: msgspec.json.Decoder[Any], rows: msgspec.json.Decoder[Any]) -> list[Any]:
@@ -298,7 +299,7 @@ def _read(name: str, given: _Input, flat: msgspec.json.Decoder[Any], rows: msgsp
     raise BadRequest(f"input {name} of {given.datatype}: data: {reason}")
 
 
-def _asked(outputs: list[_Output], binary: bool) -> list[Asked]:
+def _asked(outputs: list[_Output], binary: bool) -> list[OutputRequest]:
     """The outputs a caller names."""
     asked = []
     for output in outputs:
@@ -307,7 +308,7 @@ def _asked(outputs: list[_Output], binary: bool) -> list[Asked]:
             if unsupported in parameters:
                 raise Unprocessable(f"output {clip(output.name)}: {unsupported} is not supported")
         flag = _flag(parameters.get("binary_data"), f"output {clip(output.name)}: binary_data", binary)
-        asked.append(Asked(output.name, flag, parameters))
+        asked.append(OutputRequest(output.name, flag, parameters))
     if len({output.name for output in asked}) < len(asked):
         raise BadRequest("an output is asked for twice")
     return asked
@@ -319,25 +320,6 @@ def _flag(value: object, what: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise BadRequest(f"{what} must be true or false, got {clip(repr(value))}")
     return value
-
-
-def keys_of(name: str, tensor: Tensor, table: Table) -> Keys:
-    """An input as what the table takes: int64 [N] (decimal strings accepted), or strings; else WrongDtype."""
-    datatype, values = tensor
-    if table.ids.key_type is str:
-        if isinstance(values, list):
-            return values
-        first = f"; ids[0] is {values[0]}" if values.size else ""
-        raise WrongDtype(
-            f"input {clip(name)} is {datatype}, but table {table.name!r} has string ids: send {BYTES}{first}",
-            table=table.name,
-        )
-    try:
-        return codec.keys_of(values, table) if isinstance(values, list) else int64s(name, tensor)
-    except WrongDtype as error:
-        raise WrongDtype(f"input {clip(name)}: {error}", table=table.name) from error
-    except BadRequest as error:
-        raise WrongDtype(f"table {table.name!r} has int64 ids; {error}", table=table.name) from error
 
 
 def int64s(name: str, tensor: Tensor) -> NDArray[np.int64]:
@@ -368,8 +350,7 @@ def encode_infer(
     request_id: str | None,
     outputs: Sequence[Output],
     parameters: Mapping[str, str | int],
-    lease: Any = None,
-) -> Reply:
+) -> Encoded:
     """The reply that carries these outputs; buffers of binary ones are sent as they are."""
     listed, texts, buffers = [], [], []
     for output in outputs:
@@ -382,7 +363,7 @@ def encode_infer(
                 entry["parameters"] = output.parameters
             entry["data"] = output.data
             if isinstance(output.data, memoryview):
-                entry["data"] = codec.PLACE
+                entry["data"] = PLACEHOLDER
                 texts.append(output.data)
         listed.append(entry)
     body: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": listed}
@@ -390,9 +371,9 @@ def encode_infer(
         body["id"] = request_id
     if parameters:
         body["parameters"] = parameters
-    head = codec.encode_json(body, texts)
+    head = encode_json(body, texts)
     if not buffers:
-        return Reply(200, b"content-type: application/json\r\n", head, lease)
+        return Encoded(b"content-type: application/json\r\n", head)
     length = sum(map(len, head))
     lines = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n" % length
-    return Reply(200, lines, (*head, *buffers), lease)
+    return Encoded(lines, (*head, *buffers), any(one.binary and one.datatype == "FP32" for one in outputs))

@@ -101,11 +101,16 @@ REFUSED: dict[str, tuple[Any, bytes, type[EmbstoreError], str]] = {
     "no data": ({"inputs": [{k: v for k, v in IDS.items() if k != "data"}]}, b"", BadRequest, "neither data nor"),
     "both": ({"inputs": [IDS | SIZED]}, b"8 bytes.8 bytes.", BadRequest, "both data and binary_data_size"),
     "fractions": ({"inputs": [IDS | {"data": [1, 2.5]}]}, b"", BadRequest, "Expected `int`, got `float`"),
-    "too large": ({"inputs": [IDS | {"datatype": "INT8", "data": [1, 300]}]}, b"", BadRequest, "data[1] is '300'"),
+    "too large": ({"inputs": [IDS | {"datatype": "INT8", "data": [1, 300]}]}, b"", BadRequest, "'300' is out of range"),
     "past int64": ({"inputs": [IDS | {"datatype": "UINT64", "data": [1, 2**63]}]}, b"", BadRequest, "signed 64-bit"),
     "wrong type": ({"inputs": [IDS | {"datatype": "FP32"}]}, b"", Unprocessable, "'ids' is FP32: send INT64"),
     "no type": ({"inputs": [IDS | {"datatype": "int"}]}, b"", Unprocessable, "datatype 'int' is not one of INT64"),
-    "no digits": ({"inputs": [IDS | {"datatype": "BYTES", "data": ["1", "x"]}]}, b"", BadRequest, "ids[1] is 'x'"),
+    "no digits": (
+        {"inputs": [IDS | {"datatype": "BYTES", "data": ["1", "x"]}]},
+        b"",
+        BadRequest,
+        "input 'ids'[1] is 'x'",
+    ),
     "shared memory": (
         {"inputs": [{"name": "ids", "shape": [1], "datatype": "INT64", "parameters": {"shared_memory_region": "a"}}]},
         b"",
@@ -136,7 +141,11 @@ BINARY_REFUSED: dict[str, tuple[dict[str, Any], bytes, str]] = {
     "too little": ({"shape": [2]} | SIZED, b"8 bytes.", "binary_data_size is 16, but 8 bytes are left"),
     "negative": ({"shape": [2], "parameters": {"binary_data_size": -8}}, b"", "must be a number of bytes, got '-8'"),
     "too much": ({"shape": [2]} | SIZED, b"8 bytes." * 3, "8 bytes follow the last input"),
-    "strings": ({"shape": [2], "datatype": "BYTES"} | SIZED, b"\1\0\0\0a\xff\xff\xff\xff" + b"x" * 7, "not 2 strings"),
+    "strings": (
+        {"shape": [2], "datatype": "BYTES"} | SIZED,
+        b"\1\0\0\0a\xff\xff\xff\xff" + b"x" * 7,
+        "expected 2 length-prefixed strings",
+    ),
     "not UTF-8": ({"shape": [4], "datatype": "BYTES"} | SIZED, b"\1\0\0\0\xff" + b"\0" * 11, "element 0 is not UTF-8"),
 }
 
