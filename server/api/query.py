@@ -18,6 +18,7 @@ from embstore.table import Fetched, Table
 from server.http.limits import Limits
 from server.http.messages import Buffer
 from server.http.problems import clip
+from server.tables.registry import Snapshot
 
 _INT64 = range(-(1 << 63), 1 << 63)
 
@@ -117,6 +118,15 @@ class Call:
     version: int | None = None
     label: str | None = None
     release: str | None = None
+
+
+def resolve(call: Call, snapshot: Snapshot) -> tuple[str | None, dict[str, Table]]:
+    """The tables of a call, all from one release where there is one, and that release."""
+    names = [query.table for query in call.queries]
+    if call.version is None and call.label is None:
+        return snapshot.together(names, call.release)
+    table = snapshot.table(names[0], version=call.version, label=call.label)
+    return snapshot.release_of.get((table.name, table.version)), {table.name: table}
 
 
 def check_limits(queries: list[Query], tables: dict[str, Table], limits: Limits) -> None:

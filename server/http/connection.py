@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from embstore.errors import Draining, EmbstoreError
 from server.http.buffer_pool import Floats
 from server.http.cycle import Cycle
-from server.http.messages import Buffer, Reply
+from server.http.messages import COPIED_BYTES, Buffer, Reply
 from server.http.problems import MEDIA_TYPE, problem
 from server.http.services import Services
 
@@ -30,7 +30,6 @@ QUIET_SECONDS = 1.0
 """At shutdown a connection that was used less than this ago may have its next request on the way."""
 MIN_WRITE_PROGRESS_BYTES = 16 << 10
 """Bytes of its replies that a client takes at least in `request_seconds`, or it counts as gone."""
-COPIED_BYTES = 32 << 10
 _CODES = {400: "malformed_request", 408: "request_timeout", 429: "overloaded", 431: "head_too_large"}
 
 

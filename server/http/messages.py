@@ -13,6 +13,8 @@ from server.http.routing import Route
 Buffer = bytes | memoryview
 
 FOREVER = float("inf")
+COPIED_BYTES = 32 << 10
+"""Replies up to this size are copied when they are sent."""
 MAX_TIMEOUT_MS = 24 * 3_600_000
 
 

@@ -58,6 +58,15 @@ class LookupService:
             return table.fetch(keys, on_missing, out)
         return self.do(table.fetch, keys, on_missing, out)
 
+    def is_direct(self, table: Table, num_ids: int) -> bool:
+        """Whether a lookup of this many ids is just the table's own, here and now."""
+        return (
+            table not in self.cached
+            and table not in self.joined
+            and table.device == "cpu"
+            and num_ids <= self._inline.get(table, self.inline_ids)
+        )
+
     def lookup_bags(self, table: Table, keys: Keys, on_missing: str, bags: Bags) -> Fetched | Awaitable[Fetched]:
         """One vector a bag of keys: float32 [G, D]; composed and pooled here, the cache of rows is not asked."""
         if table.device == "cpu" and max(bags.num_ids, bags.num_bags) <= self._inline.get(table, self.inline_ids):
