@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 import structlog
 
@@ -38,6 +39,7 @@ from server.tables.unloaded import Withheld
 
 log = structlog.get_logger()
 Key = tuple[str, int]
+State = Literal["loading", "ready", "failed"]
 LOAD_SECONDS = 60.0
 
 
@@ -47,14 +49,11 @@ def _nothing(*_: Table | None) -> None:
 
 @dataclass(frozen=True)
 class Status:
-    """What became of a version: loading, ready or failed, why, and whether that is the last word."""
+    """What became of a version, why, and whether that is the last word."""
 
-    state: str
+    state: State
     reason: str = ""
     final: bool = False
-
-
-_UNKNOWN = Status("")
 
 
 @dataclass(frozen=True)
@@ -265,7 +264,7 @@ class Registry:
         while position is not None:
             release = releases.get(position.release or "")
             needed = {(name, position.version), *(release.tables.items() if release else ())}
-            hopeless = any(self._status.get(other, _UNKNOWN).final for other in needed)
+            hopeless = any((known := self._status.get(other)) is not None and known.final for other in needed)
             if not hopeless and all([self._obtain(other, loaded) for other in needed]):
                 table = loaded[name, position.version]
                 if position is not at and before.labels.get(key) is not table:
