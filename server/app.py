@@ -31,10 +31,11 @@ from server.http.admission import Gate
 from server.http.asgi import App
 from server.http.auth import Keys
 from server.http.buffer_pool import Buffers
-from server.lookup.batcher import Joiner
+from server.lookup.batcher import DynamicBatcher
 from server.lookup.service import LookupService
 from server.metrics.recorder import Metrics
 from server.settings import EMBEDDED, Settings
+from server.tables.collector import VersionCollector
 from server.tables.health import Health
 from server.tables.preloader import Preread
 from server.tables.registry import Registry
@@ -60,11 +61,14 @@ class _Parts:
         self.settings, self.metrics = settings, metrics
         device = device_of(settings.device)
         threads = settings.threads or max(1, num_cores() // settings.workers)
-        self.joiner: Joiner | None = None
-        if settings.join == "on" or device != "cpu":
-            self.joiner = Joiner(wait_s=settings.join_wait_us / 1e6, lookups=metrics.lookups)
+        self.batcher: DynamicBatcher | None = None
+        if settings.batching == "on" or device != "cpu":
+            self.batcher = DynamicBatcher(max_delay_s=settings.batching_max_delay_us / 1e6, lookups=metrics.lookups)
         self.service = LookupService(
-            inline_ids=settings.inline_ids, num_threads=max(2, threads), joiner=self.joiner, join=settings.join
+            inline_ids=settings.inline_ids,
+            num_threads=max(2, threads),
+            batcher=self.batcher,
+            batching=settings.batching,
         )
         self.redis: RedisTier | None = None
         self.tables = Registry(
@@ -79,8 +83,8 @@ class _Parts:
             forget=self.service.forget,
             control=control,
         )
-        metrics.watch(self.tables)
-        self.health = Health(self.tables, lambda: (self.joiner and self.joiner.problem) or device_problem())
+        metrics.registry.register(VersionCollector(self.tables))
+        self.health = Health(self.tables, lambda: (self.batcher and self.batcher.problem) or device_problem())
         keys = Keys.read(settings.api_keys_file, settings.admin_keys_file, host=settings.host)
         limits = Limits(
             max_ids=settings.max_ids,
@@ -93,7 +97,7 @@ class _Parts:
         )
         gate = Gate(
             metrics.lookups,
-            max_queue=settings.max_queue,
+            max_queue=settings.max_queued_requests,
             max_concurrency=settings.max_concurrency,
             max_waiting_bytes=settings.max_waiting_bytes,
         )

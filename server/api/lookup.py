@@ -33,7 +33,8 @@ from server.http.routing import HEALTH, INFER, LOOKUP
 from server.lookup.service import LookupService, abandon, all_of
 from server.metrics.recorder import Lookups
 from server.tables.health import Health
-from server.tables.registry import Registry, Snapshot
+from server.tables.registry import Registry
+from server.tables.snapshot import Snapshot
 
 log = structlog.get_logger()
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")

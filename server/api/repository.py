@@ -281,16 +281,16 @@ def _config(metadata: ModelMetadata) -> ModelConfig:
 
 def _index(tables: Registry) -> list[RepositoryEntry]:
     """An entry for each version known here, and for each table of the store that has none."""
-    withheld = tables.withheld.read()
+    unloaded = tables.unloaded.read()
     entries = [
         _entry(name, str(version), _STATES[status.state], status.reason)
         for (name, version), status in sorted(tables.status().items())
-        if name not in withheld and name != MANY
+        if name not in unloaded and name != MANY
     ]
     known = {entry.name for entry in entries}
     for name in tables.store.tables():
         if name not in known and name != MANY:
-            reason = "unloaded" if name in withheld else "not loaded"
+            reason = "unloaded" if name in unloaded else "not loaded"
             entries.append(_entry(name, str(tables.store.versions(name)[-1]), "UNAVAILABLE", reason))
     if tables.snapshot.latest:
         entries += [_entry(MANY, release, "READY", "") for release in tables.snapshot.releases or [""]]

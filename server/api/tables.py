@@ -11,7 +11,8 @@ from embstore.errors import NotReady
 from embstore.table import Table
 from server.api.schemas import Count, Positive, problems
 from server.lookup.service import LookupService
-from server.tables.registry import Registry, State
+from server.tables.registry import Registry
+from server.tables.snapshot import State
 
 
 class TableSummary(BaseModel):

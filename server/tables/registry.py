@@ -13,96 +13,28 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
 
 import structlog
 
-from embstore.errors import (
-    EmbstoreError,
-    LabelNotFound,
-    NotReady,
-    ReleaseNotFound,
-    StoreError,
-    TableNotFound,
-    VersionNotFound,
-)
+from embstore.errors import EmbstoreError, NotReady, StoreError, TableNotFound
 from embstore.publish import Store
 from embstore.store.labels import Label
 from embstore.store.local import LATEST, Release, Survey
 from embstore.table import Table
 from server.metrics.recorder import Metrics
 from server.tables.preloader import Preread
-from server.tables.unloaded import Withheld
+from server.tables.snapshot import Key, Snapshot, Status, snapshot_of
+from server.tables.unloaded import UnloadedTables
 
 log = structlog.get_logger()
-Key = tuple[str, int]
-State = Literal["loading", "ready", "failed"]
 LOAD_SECONDS = 60.0
 
 
 def _nothing(*_: Table | None) -> None:
     """What is done with a table where nobody asks for more."""
-
-
-@dataclass(frozen=True)
-class Status:
-    """What became of a version, why, and whether that is the last word."""
-
-    state: State
-    reason: str = ""
-    final: bool = False
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What is served at one moment."""
-
-    latest: Mapping[str, Table] = field(default_factory=dict)
-    labels: Mapping[tuple[str, str], Table] = field(default_factory=dict)
-    loaded: Mapping[Key, Table] = field(default_factory=dict)
-    releases: Mapping[str, Mapping[str, Table]] = field(default_factory=dict)
-    release_of: Mapping[Key, str] = field(default_factory=dict)
-    unserved: Set[str] = frozenset()
-
-    def table(self, name: str, *, version: int | None = None, label: str | None = None) -> Table:
-        """A table by version, by label, or the latest; NotFound errors say what there is."""
-        if version is None and label is None:
-            found = self.latest.get(name)
-        elif label is not None:
-            found = self.labels.get((name, label))
-        else:
-            found = self.loaded.get((name, version or 0))
-        if found is not None:
-            return found
-        if name in self.unserved and version is None and label in (None, LATEST):
-            raise NotReady(f"no version of table {name!r} can be served", table=name)
-        versions = sorted(v for n, v in self.loaded if n == name)
-        if not versions:
-            raise TableNotFound(name, "is being served")
-        if version is not None:
-            raise VersionNotFound(name, version, f" loaded; loaded are {', '.join(map(str, versions))}")
-        labels = sorted(known for n, known in self.labels if n == name)
-        raise LabelNotFound(name, LATEST if label is None else label, f"; it has {', '.join(labels) or 'none'}")
-
-    def together(self, names: list[str], release: str | None) -> tuple[str | None, dict[str, Table]]:
-        """Tables of one release, with its id: the one asked for, or the one now serving all of them.
-
-        The id is None where the tables now serving were not published together.
-        """
-        if release is not None:
-            tables = self.releases.get(release)
-            if tables is None:
-                raise ReleaseNotFound(release, f"; loaded are {', '.join(self.releases) or 'none'}")
-            for name in names:
-                if name not in tables:
-                    raise TableNotFound(name, f"in release {release!r}")
-            return release, {name: tables[name] for name in names}
-        chosen = {name: self.table(name) for name in names}
-        ids = {self.release_of.get((table.name, table.version)) for table in chosen.values()}
-        return (ids.pop() if len(ids) == 1 else None), chosen
 
 
 class Registry:
@@ -133,7 +65,7 @@ class Registry:
         self._reported: set[str] = set()
         self._seen: Survey | None = None
         """What the latest look found."""
-        self.withheld = Withheld(control)
+        self.unloaded = UnloadedTables(control)
         """Tables that were unloaded."""
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -155,7 +87,7 @@ class Registry:
     def unload(self, name: str, seconds: float = LOAD_SECONDS) -> None:
         """Stop serving a table until it is loaded again. Other processes follow at their next look at the store."""
         self.check_known(name)
-        self.withheld.add(name)
+        self.unloaded.add(name)
         self.look(seconds)
         if self._serves(name):
             raise NotReady(f"table {name!r} is still being taken out of service", table=name)
@@ -163,7 +95,7 @@ class Registry:
     def load(self, name: str, seconds: float = LOAD_SECONDS) -> None:
         """Look at the store now and serve a table as it stands there; NotReady says why it cannot be served."""
         self.check_known(name)
-        self.withheld.discard(name)
+        self.unloaded.discard(name)
         for key, status in self.status().items():
             if key[0] == name and status.state == "failed":  # the file may have been mended
                 self._status.pop(key, None)
@@ -224,10 +156,10 @@ class Registry:
         """One look at the store: load what is new, swap if anything that is served changed."""
         before, survey = self.snapshot, self.store.survey()
         if before.loaded and not survey.versions:
-            raise StoreError(f"{self.store.root} has no tables any more")
+            raise StoreError(f"store {self.store.root} is empty; keeping the loaded tables")
         self._report(survey.damaged)
         seen, self._seen = self._seen, survey
-        survey = _without(_with_vanished(survey, seen), self.withheld.read())
+        survey = _without(_with_vanished(survey, seen), self.unloaded.read())
         loaded = dict(before.loaded)
         served = {key: self._serve(key, at, survey.releases, loaded, before) for key, at in survey.labels.items()}
         served |= {key: before.labels.get(key) for key in survey.unread}
@@ -237,7 +169,7 @@ class Registry:
             for key in spare:
                 self._obtain(key, loaded)
         kept = {(table.name, table.version) for table in served.values() if table} | set(spare)
-        after = _snapshot(
+        after = snapshot_of(
             {key: table for key, table in served.items() if table},
             {key: table for key, table in loaded.items() if key in kept},
             survey.releases,
@@ -353,35 +285,18 @@ def _with_vanished(survey: Survey, before: Survey | None) -> Survey:
     )
 
 
-def _without(survey: Survey, withheld: Set[str]) -> Survey:
+def _without(survey: Survey, unloaded: Set[str]) -> Survey:
     """A survey as if these tables were not in the store; a release is what is left of it."""
-    if not withheld:
+    if not unloaded:
         return survey
     releases = {
-        key: replace(release, tables={name: n for name, n in release.tables.items() if name not in withheld})
+        key: replace(release, tables={name: n for name, n in release.tables.items() if name not in unloaded})
         for key, release in survey.releases.items()
     }
     return replace(
         survey,
-        versions={name: versions for name, versions in survey.versions.items() if name not in withheld},
-        labels={key: label for key, label in survey.labels.items() if key[0] not in withheld},
+        versions={name: versions for name, versions in survey.versions.items() if name not in unloaded},
+        labels={key: label for key, label in survey.labels.items() if key[0] not in unloaded},
         releases={key: release for key, release in releases.items() if release.tables},
-        unread={key for key in survey.unread if key[0] not in withheld},
+        unread={key for key in survey.unread if key[0] not in unloaded},
     )
-
-
-def _snapshot(
-    labels: dict[tuple[str, str], Table], loaded: dict[Key, Table], releases: Mapping[str, Release], unserved: Set[str]
-) -> Snapshot:
-    complete = {
-        release.id: {name: loaded[name, version] for name, version in release.tables.items()}
-        for release in releases.values()
-        if all(key in loaded for key in release.tables.items())
-    }
-    latest = {name: table for (name, label), table in labels.items() if label == LATEST}
-    release_of = {
-        (name, table.version): release_id
-        for release_id, tables in complete.items()  # ascending: the newest release of a version wins
-        for name, table in tables.items()
-    }
-    return Snapshot(latest, labels, loaded, complete, release_of, unserved)

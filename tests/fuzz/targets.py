@@ -30,7 +30,7 @@ from server.http.messages import Reply, Request, deadline_of
 from server.http.problems import STATUS
 from server.lookup.service import LookupService
 from server.metrics.recorder import Metrics
-from server.tables.registry import Snapshot
+from server.tables.snapshot import Snapshot
 
 NUM, DIM, MAX_IDS = 50, 4, 64
 NAMES = [f"sku-{row}" for row in range(NUM)]

@@ -19,7 +19,7 @@ from embstore.errors import NotReady, StoreError, TableNotFound, VerificationFai
 from embstore.publish import Store
 from server.metrics.recorder import Metrics
 from server.tables.registry import Registry
-from server.tables.unloaded import Withheld
+from server.tables.unloaded import UnloadedTables
 
 NUM, DIM = 50, 4
 
@@ -255,7 +255,7 @@ def test_processes_that_share_a_folder_agree(tmp_path: Path) -> None:
 
 def test_many_at_once_lose_nothing(tmp_path: Path) -> None:
     """Threads of two processes' sets that add and take away names at the same time each have their effect."""
-    sets = [Withheld(tmp_path / "control"), Withheld(tmp_path / "control")]
+    sets = [UnloadedTables(tmp_path / "control"), UnloadedTables(tmp_path / "control")]
 
     def work(number: int) -> None:
         for name in ("a", "b", "c"):
@@ -272,8 +272,8 @@ def test_many_at_once_lose_nothing(tmp_path: Path) -> None:
 
 def test_a_damaged_control_file_is_an_error_and_not_an_empty_one(tmp_path: Path) -> None:
     """Nothing is served again because a file cannot be read."""
-    withheld = Withheld(tmp_path)
-    withheld.add("item")
+    unloaded = UnloadedTables(tmp_path)
+    unloaded.add("item")
     (tmp_path / "unloaded.json").write_text("{")
     with pytest.raises(VerificationFailed, match="not valid JSON"):
-        withheld.read()
+        unloaded.read()

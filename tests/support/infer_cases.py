@@ -20,7 +20,7 @@ from server.api.codecs.tensors import DTYPES
 from server.http.buffer_pool import Buffers
 from server.http.messages import Reply, Request
 from server.http.routing import INFER, Route
-from server.tables.registry import Snapshot
+from server.tables.snapshot import Snapshot
 
 LENGTH = b"inference-header-content-length"
 MAX = 1000

@@ -40,7 +40,7 @@ from server.http.messages import Reply, Request
 from server.http.problems import clip
 from server.lookup.service import abandon, all_of
 from server.metrics.recorder import Lookups
-from server.tables.registry import Snapshot
+from server.tables.snapshot import Snapshot
 
 T = TypeVar("T")
 MANY = "embstore"

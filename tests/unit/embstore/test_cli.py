@@ -536,6 +536,22 @@ def test_a_bad_settings_file_is_a_usage_error(
     assert here.fails(2, "config").startswith("settings")
 
 
+def test_serve_shows_every_setting(here: Here) -> None:
+    """`embstore serve --help` has an option for each setting, with its help and default."""
+    from server.settings import Settings
+
+    code, out, _ = here("serve", "--help")
+    assert code == 0
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in out
+
+
+def test_a_flag_that_is_no_setting_is_a_usage_error(here: Here) -> None:
+    """A misspelt flag is refused in one line, with the flags that are like it."""
+    assert here.fails(2, "serve", "--prot", "1") == "No such option: --prot (Possible options: --host, --port)"
+    assert here.fails(2, "serve", "--port", "x").startswith("settings: port: input should be a valid integer")
+
+
 def test_every_error_has_its_exit_code() -> None:
     """The documented codes, by class: conflicts too."""
     expected = {errors.ConfigError: 2, errors.VerificationFailed: 3, errors.NotFound: 4, errors.Conflict: 5}

@@ -26,7 +26,7 @@ from embstore.errors import (
     Unprocessable,
 )
 from server.api.codecs import json as codec
-from server.tables.registry import Snapshot
+from server.tables.snapshot import Snapshot
 
 
 @pytest.fixture(scope="module")
