@@ -26,7 +26,7 @@ from server.api.operations import operations_router
 from server.api.repository import repository_router
 from server.api.tables import tables_router
 from server.cache.cached_table import CachedTable
-from server.cache.redis_cache import RedisTier, start_embedded
+from server.cache.redis_cache import RedisCache, start_embedded
 from server.http.admission import Gate
 from server.http.asgi import App
 from server.http.auth import Keys
@@ -70,7 +70,7 @@ class _Parts:
             batcher=self.batcher,
             batching=settings.batching,
         )
-        self.redis: RedisTier | None = None
+        self.redis: RedisCache | None = None
         self.tables = Registry(
             open_store(settings.store),
             metrics,
@@ -136,10 +136,13 @@ class _Parts:
                 tier_bytes=self.settings.cache_bytes,
                 redis=self.redis,
                 lookups=self.metrics.lookups,
-                elsewhere=self.service,
+                compute=self.service.compute,
+                in_thread=self.service.do,
+                inline_ids=self.service.inline_ids,
+                inline_misses=self.service.inline_limit(table),
             )
             cached.warm(self.service.cached.get(before) if before is not None else None)
-            self.service.cached[table] = cached
+            self.service.attach(table, cached)
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -148,7 +151,7 @@ class _Parts:
         embedded = start_embedded() if settings.redis == EMBEDDED else None
         url = embedded.connection_url if embedded else settings.redis
         if url is not None and settings.cache != "off":
-            self.redis = RedisTier(
+            self.redis = RedisCache(
                 url,
                 self.metrics.lookups,
                 timeout_s=settings.redis_timeout_ms / 1000,

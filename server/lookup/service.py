@@ -35,7 +35,7 @@ class LookupService:
     ) -> None:
         self.inline_ids, self.batcher, self.batching = inline_ids, batcher, batching
         self.cached: dict[Table, CachedTable] = {}
-        """Tables with a cache before them; the loader adds and takes away."""
+        """Tables with a cache in front, which `attach` adds and `forget` takes away."""
         self.batched: set[Table] = set()
         """Tables whose lookups share launches."""
         self._inline: dict[Table, int] = {}
@@ -88,6 +88,10 @@ class LookupService:
         if self.batcher is not None and uses_batching(self.batching, table):
             self.batched.add(table)
         return seconds
+
+    def attach(self, table: Table, cached: CachedTable) -> None:
+        """Look this table up through a cache."""
+        self.cached[table] = cached
 
     def forget(self, table: Table) -> None:
         """This table is served no longer."""
