@@ -29,7 +29,7 @@ from server.cache.cached_table import CachedTable
 from server.cache.redis_cache import RedisCache, start_embedded
 from server.http.admission import Gate
 from server.http.asgi import App
-from server.http.auth import Keys
+from server.http.auth import ApiKeys
 from server.http.buffer_pool import Buffers
 from server.lookup.batcher import DynamicBatcher
 from server.lookup.service import LookupService
@@ -85,7 +85,7 @@ class _Parts:
         )
         metrics.registry.register(VersionCollector(self.tables))
         self.health = Health(self.tables, lambda: (self.batcher and self.batcher.problem) or device_problem())
-        keys = Keys.read(settings.api_keys_file, settings.admin_keys_file, host=settings.host)
+        keys = ApiKeys.read(settings.api_keys_file, settings.admin_keys_file, host=settings.host)
         limits = Limits(
             max_ids=settings.max_ids,
             max_body_bytes=settings.max_body_bytes,

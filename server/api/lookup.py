@@ -25,7 +25,7 @@ from embstore.pooling import Bags
 from embstore.table import Fetched, Table
 from server.api.codecs import json as codec
 from server.http.admission import RETRY_AFTER_SECONDS
-from server.http.auth import Keys as ApiKeys
+from server.http.auth import ApiKeys
 from server.http.buffer_pool import Buffers
 from server.http.messages import Reply, Request
 from server.http.problems import MEDIA_TYPE, clip, problem, problem_of, reason_of

@@ -24,7 +24,7 @@ from server.api.codecs import tensors as inference_codec
 from server.api.codecs.open_inference import Inference
 from server.api.lookup import Limits, Street
 from server.http import routing as routes
-from server.http.auth import Keys
+from server.http.auth import ApiKeys
 from server.http.buffer_pool import Buffers
 from server.http.messages import Reply, Request, deadline_of
 from server.http.problems import STATUS
@@ -72,7 +72,7 @@ def street() -> Street:
     inference = Inference(service, lookups, buffers, max_ids=MAX_IDS, max_reply_bytes=1 << 20)
     here: Any = SimpleNamespace(snapshot=snapshot, started=True)
     health: Any = SimpleNamespace(answer=lambda _: (200, b"{}"), draining=False)
-    return Street(here, service, lookups, health, Keys([], [], host="127.0.0.1"), buffers, limits, inference)
+    return Street(here, service, lookups, health, ApiKeys([], [], host="127.0.0.1"), buffers, limits, inference)
 
 
 def octets(data: bytes) -> None:
