@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 
 from embstore.errors import EmbstoreError
 from server.api.repository import unsupported
-from server.http.problems import MEDIA_TYPE, STATUS, problem
+from server.http.problems import KINDS, MEDIA_TYPE, problem
 
 log = structlog.get_logger()
 
@@ -18,7 +18,7 @@ def add_errors(api: FastAPI) -> None:
 
     @api.exception_handler(EmbstoreError)
     def known(request: Request, error: EmbstoreError) -> Response:
-        if error.code not in STATUS:
+        if error.code not in KINDS:
             return unexpected(request, error)
         return _reply(request, error.code, str(error), error.facts)
 

@@ -20,7 +20,7 @@ from server.api.labels import LabelMove
 from server.api.repository import ModelChange, RepositoryFilter
 from server.api.schemas import ERRORS, MODELS, REF, content, problems, ref
 from server.http.messages import MAX_TIMEOUT_MS
-from server.http.problems import STATUS
+from server.http.problems import KINDS
 
 TITLE = "embstore API"
 """Generators name a client after it, and `embstore_client` is the name of one that exists."""
@@ -53,7 +53,7 @@ _ENUMS: dict[str, Any] = {
         "description": "Type of the numbers, float32 when left out. int8 rows are bytes: they come only where the "
         "reply is an octet-stream.",
     },
-    "ProblemCode": {"type": "string", "enum": sorted(STATUS), "description": "What went wrong, for programs."},
+    "ProblemCode": {"type": "string", "enum": sorted(KINDS), "description": "What went wrong, for programs."},
 }
 _LOOKUP_FIELDS: dict[str, Any] = {
     "ids": {"description": "Integers or decimal strings; for a table with string ids, its strings."},

@@ -7,6 +7,7 @@ says so.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -33,7 +34,8 @@ _STATES: dict[str, State] = {"loading": "LOADING", "ready": "READY", "failed": "
 _problems = partial(problems, model="InferProblem")
 
 
-class ServerMetadata(BaseModel):
+@dataclass
+class ServerMetadata:
     """Name and version of the server, and the extensions of the protocol that it has."""
 
     name: str
@@ -41,7 +43,8 @@ class ServerMetadata(BaseModel):
     extensions: list[str]
 
 
-class TensorMetadata(BaseModel):
+@dataclass
+class TensorMetadata:
     """An input or output; -1 in a shape is any length."""
 
     name: str
@@ -49,7 +52,8 @@ class TensorMetadata(BaseModel):
     shape: list[int]
 
 
-class ModelMetadata(BaseModel):
+@dataclass
+class ModelMetadata:
     """Inputs, outputs and versions of a model."""
 
     name: str
@@ -59,14 +63,16 @@ class ModelMetadata(BaseModel):
     outputs: list[TensorMetadata]
 
 
-class ModelReady(BaseModel):
+@dataclass
+class ModelReady:
     """A model that answers."""
 
     name: str
     ready: bool
 
 
-class TensorConfig(BaseModel):
+@dataclass
+class TensorConfig:
     """An input or output, as Triton configures it."""
 
     name: str
@@ -75,7 +81,8 @@ class TensorConfig(BaseModel):
     optional: bool | None = None
 
 
-class ModelConfig(BaseModel):
+@dataclass
+class ModelConfig:
     """The metadata of a model as a Triton model configuration."""
 
     name: str
@@ -85,7 +92,8 @@ class ModelConfig(BaseModel):
     output: list[TensorConfig]
 
 
-class RepositoryEntry(BaseModel):
+@dataclass
+class RepositoryEntry:
     """A version of a model, and whether it serves."""
 
     name: str
@@ -139,7 +147,7 @@ def _add_models(router: APIRouter, tables: Registry) -> None:
     @router.get("", responses=_problems())
     def show_server() -> ServerMetadata:
         """Name and version of the server, and the extensions of the protocol that it has."""
-        return ServerMetadata(name="embstore", version=__version__, extensions=list(EXTENSIONS))
+        return ServerMetadata("embstore", __version__, list(EXTENSIONS))
 
     @router.get("/models/{model}", responses=_problems(400, 404))
     @router.get("/models/{model}/versions/{version}", responses=_problems(400, 404))
@@ -152,7 +160,7 @@ def _add_models(router: APIRouter, tables: Registry) -> None:
     def show_ready(model: str, version: Version) -> ModelReady:
         """Whether a model answers: 200, else an error that says why not."""
         _tables_of(tables, model, version)
-        return ModelReady(name=model, ready=True)
+        return ModelReady(model, True)
 
     @router.get("/models/{model}/config", responses=_problems(400, 404), response_model_exclude_none=True)
     @router.get(
@@ -243,47 +251,37 @@ def _metadata(tables: Registry, model: str, version: str | None) -> ModelMetadat
         prefix = "" if model != MANY else f"{name}."
         datatype = "BYTES" if table.ids.key_type is str else "INT64"
         inputs += [
-            _tensor(name, datatype, -1),
-            _tensor(prefix + OFFSETS, "INT64", -1),
-            _tensor(prefix + WEIGHTS, "FP32", -1),
+            TensorMetadata(name, datatype, [-1]),
+            TensorMetadata(prefix + OFFSETS, "INT64", [-1]),
+            TensorMetadata(prefix + WEIGHTS, "FP32", [-1]),
         ]
         outputs += [
-            _tensor(name if prefix else EMBEDDINGS, "FP32", -1, table.embedding_dim),
-            _tensor(prefix + FOUND, "BOOL", -1),
+            TensorMetadata(name if prefix else EMBEDDINGS, "FP32", [-1, table.embedding_dim]),
+            TensorMetadata(prefix + FOUND, "BOOL", [-1]),
         ]
-    return ModelMetadata(name=model, versions=versions, platform=platform, inputs=inputs, outputs=outputs)
-
-
-def _tensor(name: str, datatype: str, *shape: int) -> TensorMetadata:
-    return TensorMetadata(name=name, datatype=datatype, shape=list(shape))
+    return ModelMetadata(model, versions, platform, inputs, outputs)
 
 
 def _config(metadata: ModelMetadata) -> ModelConfig:
     def tensors(described: list[TensorMetadata]) -> list[TensorConfig]:
         return [
             TensorConfig(
-                name=tensor.name,
-                data_type=f"TYPE_{tensor.datatype.replace('BYTES', 'STRING')}",
-                dims=tensor.shape,
-                optional=True if tensor.name.rpartition(".")[2] in (OFFSETS, WEIGHTS) else None,
+                tensor.name,
+                f"TYPE_{tensor.datatype.replace('BYTES', 'STRING')}",
+                tensor.shape,
+                True if tensor.name.rpartition(".")[2] in (OFFSETS, WEIGHTS) else None,
             )
             for tensor in described
         ]
 
-    return ModelConfig(
-        name=metadata.name,
-        platform=metadata.platform,
-        max_batch_size=0,
-        input=tensors(metadata.inputs),
-        output=tensors(metadata.outputs),
-    )
+    return ModelConfig(metadata.name, metadata.platform, 0, tensors(metadata.inputs), tensors(metadata.outputs))
 
 
 def _index(tables: Registry) -> list[RepositoryEntry]:
     """An entry for each version known here, and for each table of the store that has none."""
     unloaded = tables.unloaded.read()
     entries = [
-        _entry(name, str(version), _STATES[status.state], status.reason)
+        RepositoryEntry(name, str(version), _STATES[status.state], status.reason)
         for (name, version), status in sorted(tables.status().items())
         if name not in unloaded and name != MANY
     ]
@@ -291,11 +289,7 @@ def _index(tables: Registry) -> list[RepositoryEntry]:
     for name in tables.store.tables():
         if name not in known and name != MANY:
             reason = "unloaded" if name in unloaded else "not loaded"
-            entries.append(_entry(name, str(tables.store.versions(name)[-1]), "UNAVAILABLE", reason))
+            entries.append(RepositoryEntry(name, str(tables.store.versions(name)[-1]), "UNAVAILABLE", reason))
     if tables.snapshot.latest:
-        entries += [_entry(MANY, release, "READY", "") for release in tables.snapshot.releases or [""]]
+        entries += [RepositoryEntry(MANY, release, "READY", "") for release in tables.snapshot.releases or [""]]
     return entries
-
-
-def _entry(name: str, version: str, state: State, reason: str) -> RepositoryEntry:
-    return RepositoryEntry(name=name, version=version, state=state, reason=reason)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from weakref import WeakMethod
 
 import numpy as np
@@ -32,6 +32,10 @@ from server.metrics.recorder import Lookups
 
 log = structlog.get_logger()
 Rows = NDArray[np.int64]
+Compute = Callable[[Table, Keys, str, Floats | None], Fetched | Awaitable[Fetched]]
+"""A lookup by a table alone: at once, or awaitable where it would take long."""
+InThread = Callable[..., Awaitable[Any]]
+"""Calls a function with arguments in a thread."""
 UNIQUE_SECONDS = 100e-9
 """Finding the different ones among rows costs about half of this for each; it is done where computing costs more."""
 MIN_UNIQUE = 16
@@ -42,20 +46,6 @@ PROBE_SECONDS, FLOAT_SECONDS = 15e-9, 0.2e-9
 AGAIN_SECONDS = 60.0
 TRY_SECONDS = 0.002
 """For about so long each way is timed at load, for each size of batch."""
-
-
-class Compute(Protocol):
-    """A lookup by a table alone: at once, or awaitable where it would take long."""
-
-    def __call__(
-        self, table: Table, keys: Keys, on_missing: str, out: Floats | None = None
-    ) -> Fetched | Awaitable[Fetched]: ...
-
-
-class InThread(Protocol):
-    """Runs a function in a thread."""
-
-    def __call__(self, work: Callable[..., Any], *arguments: Any) -> Awaitable[Any]: ...
 
 
 class _Misses(NamedTuple):

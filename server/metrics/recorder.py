@@ -49,17 +49,6 @@ class Counter:
         self._number[0] += amount
 
 
-class Counters:
-    """One counter for each value of a label."""
-
-    def __init__(self, cells: SharedCounters, name: str, values: tuple[str, ...]) -> None:
-        self._counters = {value: Counter(cells, name, (value,)) for value in values}
-
-    def labels(self, value: str) -> Counter:
-        """The counter of a value."""
-        return self._counters[value]
-
-
 class Distribution:
     """A histogram, written by one thread: a count for each bucket, not cumulative, and the sum of what was seen."""
 
@@ -174,7 +163,7 @@ class Metrics:
         self.lookups = Lookups(mine)
         self.load_seconds = Distribution(mine, "embstore_version_load_seconds")
         self.swaps = Counter(mine, "embstore_swaps")
-        self.loads = Counters(mine, "embstore_version_loads", LOADS)
+        self.loads = {result: Counter(mine, "embstore_version_loads", (result,)) for result in LOADS}
         Counter(mine, "embstore_worker_restarts")
         self.registry = CollectorRegistry()
         self.registry.register(_Counted(self._cells))

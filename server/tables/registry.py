@@ -231,7 +231,7 @@ class Registry:
             return False
         seconds = time.perf_counter() - begin
         self._status[key] = Status("ready")
-        self.metrics.loads.labels("ok").inc()
+        self.metrics.loads["ok"].inc()
         self.metrics.load_seconds.observe(seconds)
         self.metrics.lookups.add_table(name)
         loaded[key] = table
@@ -242,7 +242,7 @@ class Registry:
         """Keep why a version cannot be served; a disk that fails is asked again at the next look."""
         status = Status("failed", str(error) or type(error).__name__, final=not isinstance(error, StoreError))
         if self._status.get(key) != status:
-            self.metrics.loads.labels("failed").inc()
+            self.metrics.loads["failed"].inc()
             unexpected = None if isinstance(error, EmbstoreError) else error
             log.error("version refused", table=key[0], version=key[1], error=status.reason, exc_info=unexpected)
         self._status[key] = status

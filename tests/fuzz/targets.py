@@ -27,7 +27,7 @@ from server.http import routing as routes
 from server.http.auth import ApiKeys
 from server.http.buffer_pool import Buffers
 from server.http.messages import Reply, Request, deadline_of
-from server.http.problems import STATUS
+from server.http.problems import KINDS
 from server.lookup.service import LookupService
 from server.metrics.recorder import Metrics
 from server.tables.snapshot import Snapshot
@@ -169,7 +169,7 @@ def _answer(request: Request) -> None:
     """Answer a request, and look at the reply: no failure of ours, no line in its head that nobody meant."""
     reply = street().answer(request)
     assert type(reply) is Reply
-    assert reply.status in {200, *STATUS.values()} - {500}, reply
+    assert reply.status in {200, *(kind.status for kind in KINDS.values())} - {500}, reply
     assert _HEAD.fullmatch(reply.head), reply.head
     body = b"".join(map(bytes, reply.body))
     if b"application/octet-stream" not in reply.head:
@@ -183,7 +183,7 @@ def refused_or(read: Callable[..., Any], *arguments: Any) -> None:
     try:
         read(*arguments)
     except EmbstoreError as error:
-        status = STATUS[error.code]
+        status = KINDS[error.code].status
     assert status < 500
 
 

@@ -173,7 +173,7 @@ def count_everything(metrics: Metrics) -> None:
     lookups.count_batch(3, 70)
     lookups.inflight[0] += 2
     lookups.queue_depth[0] = 4
-    metrics.loads.labels("ok").inc()
+    metrics.loads["ok"].inc()
     metrics.load_seconds.observe(0.2)
     metrics.swaps.inc()
 
