@@ -37,7 +37,7 @@ from server.metrics.recorder import Metrics
 from server.settings import EMBEDDED, Settings
 from server.tables.collector import VersionCollector
 from server.tables.health import Health
-from server.tables.preloader import Preread
+from server.tables.preloader import Preloader
 from server.tables.registry import Registry
 
 log = structlog.get_logger()
@@ -45,19 +45,19 @@ SWEEP_SECONDS = 1.0
 
 
 def create_app(
-    settings: Settings, preread: Preread | None = None, metrics: Metrics | None = None, control: Path | None = None
+    settings: Settings, preloader: Preloader | None = None, metrics: Metrics | None = None, control: Path | None = None
 ) -> App:
     """The server as one ASGI app: lookups in front, FastAPI behind, tables watched from start-up to shutdown.
 
     metrics: where to count, if several processes count together; control: a folder that these share.
     """
-    return _Parts(settings, preread, metrics or Metrics(), control).app
+    return _Parts(settings, preloader, metrics or Metrics(), control).app
 
 
 class _Parts:
     """Everything one process serves with, from settings to the app."""
 
-    def __init__(self, settings: Settings, preread: Preread | None, metrics: Metrics, control: Path | None) -> None:
+    def __init__(self, settings: Settings, preloader: Preloader | None, metrics: Metrics, control: Path | None) -> None:
         self.settings, self.metrics = settings, metrics
         device = device_of(settings.device)
         threads = settings.threads or max(1, num_cores() // settings.workers)
@@ -77,7 +77,7 @@ class _Parts:
             device=device,
             keep_versions=settings.keep_versions,
             poll_seconds=settings.poll_seconds,
-            preread=preread,
+            preloader=preloader,
             num_threads=threads,
             prepare=self.prepare,
             forget=self.service.forget,

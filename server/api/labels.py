@@ -70,7 +70,7 @@ def _move(tables: Registry, table: str, label: str, version: int) -> Label:
 
 
 def check_ready(tables: Registry, table: str, version: int) -> None:
-    """Conflict unless this version of a table can be served here and now; TableNotFound when nobody knows the table."""
+    """Conflict unless this version of a table can be served here and now; TableNotFound when the table is unknown."""
     if (table, version) in tables.snapshot.loaded:
         return
     status = tables.status().get((table, version))
@@ -86,7 +86,7 @@ def check_ready(tables: Registry, table: str, version: int) -> None:
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole of a small body."""
+    """A small body, complete."""
     parts, num_bytes = [], 0
     async for part in request.stream():
         parts.append(part)

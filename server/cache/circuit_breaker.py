@@ -1,4 +1,4 @@
-"""A circuit breaker: after a few failures in a row nobody asks any more, until one probe says that it works again.
+"""A circuit breaker: after a few failures in a row no request is made, until a probe succeeds.
 
 closed -> open after `failures` in a row, or at once on `trip`. open -> half_open when its wait is over: one probe, made
 in the background, decides. Each time it opens again before anything has worked, it waits twice as long, with jitter so

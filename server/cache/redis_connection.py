@@ -128,7 +128,7 @@ class RedisConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None or self._waiter.done():
-            self._end("bytes that nobody asked for")
+            self._end("unexpected bytes")
             return
         self._hopeful = True
         try:

@@ -25,7 +25,7 @@ from embstore.store.labels import Label
 from embstore.store.local import LATEST, Release, Survey
 from embstore.table import Table
 from server.metrics.recorder import Metrics
-from server.tables.preloader import Preread
+from server.tables.preloader import Preloader
 from server.tables.snapshot import Key, Snapshot, Status, snapshot_of
 from server.tables.unloaded import UnloadedTables
 
@@ -34,7 +34,7 @@ LOAD_SECONDS = 60.0
 
 
 def _nothing(*_: Table | None) -> None:
-    """What is done with a table where nobody asks for more."""
+    """What a registry does with a table unless told otherwise."""
 
 
 class Registry:
@@ -48,14 +48,14 @@ class Registry:
         device: str,
         keep_versions: int,
         poll_seconds: float,
-        preread: Preread | None = None,
+        preloader: Preloader | None = None,
         num_threads: int = 1,
         prepare: Callable[[Table, Table | None], None] = _nothing,
         forget: Callable[[Table], None] = _nothing,
         control: Path | None = None,
     ) -> None:
         """control: a folder that processes serving together share, so that what one unloads all of them do."""
-        self.store, self.metrics, self.device, self.preread = store, metrics, device, preread
+        self.store, self.metrics, self.device, self.preloader = store, metrics, device, preloader
         self.keep_versions, self.poll_seconds = keep_versions, poll_seconds
         self.num_threads, self._prepare, self._forget = num_threads, prepare, forget
         self.snapshot = Snapshot()
@@ -218,7 +218,7 @@ class Registry:
         self._status[key] = known or Status("loading")
         begin = time.perf_counter()
         try:
-            stored = self.preread.take(name, version) if self.preread else None
+            stored = self.preloader.take(name, version) if self.preloader else None
             stored = stored or self.store.read_version(name, version)
             table = self.store.verified_table(stored, device=self.device, num_threads=self.num_threads)
             try:
