@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 from fastapi import FastAPI
+from starlette.types import Lifespan
 
 from embstore import __version__, wire
 from embstore.device import problem as device_problem
@@ -106,23 +107,8 @@ class _Parts:
             self.service, metrics.lookups, buffers, max_ids=limits.max_ids, max_reply_bytes=limits.max_reply_bytes
         )
         street = Street(self.tables, self.service, metrics.lookups, self.health, keys, buffers, limits, inference)
-        api = FastAPI(
-            title="embstore",
-            version=__version__,
-            summary="Embedding tables in a fraction of the space.",
-            lifespan=self.lifespan,
-            redirect_slashes=False,
-            separate_input_output_schemas=False,
-            generate_unique_id_function=lambda route: route.name + ("_version" if "{version}" in route.path else ""),
-        )
-        api.state.keys = keys
+        api = _api(self.tables, self.service, metrics, keys, self.lifespan)
         self.app = App(api, street, gate, buffers, metrics.lookups, limits)
-        api.include_router(operations_router(metrics))
-        api.include_router(tables_router(self.tables, self.service))
-        api.include_router(labels_router(self.tables))
-        api.include_router(repository_router(self.tables))
-        add_errors(api)
-        document(api)
 
     def prepare(self, table: Table, before: Table | None) -> None:
         """Make a version ready for its first request, in the thread that loads it."""
@@ -191,3 +177,26 @@ def device_of(asked: str) -> str:
     if asked == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch finds no CUDA device on this machine")
     return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _api(
+    tables: Registry, service: LookupService, metrics: Metrics, keys: ApiKeys, lifespan: Lifespan[FastAPI]
+) -> FastAPI:
+    """Everything that is not a lookup."""
+    api = FastAPI(
+        title="embstore",
+        version=__version__,
+        summary="Embedding tables in a fraction of the space.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        separate_input_output_schemas=False,
+        generate_unique_id_function=lambda route: route.name + ("_version" if "{version}" in route.path else ""),
+    )
+    api.state.keys = keys
+    api.include_router(operations_router(metrics))
+    api.include_router(tables_router(tables, service))
+    api.include_router(labels_router(tables))
+    api.include_router(repository_router(tables))
+    add_errors(api)
+    document(api)
+    return api
