@@ -29,7 +29,7 @@ import embstore
 from embstore import schemes
 from embstore.parallel import num_cores
 from embstore.table import Fetched, Table
-from server.lookup.batcher import Joiner, compose_joined, joining_pays
+from server.lookup.batcher import DynamicBatcher, batching_pays, compose_batch
 
 NUM, DIM = 200_000, 64
 Way = Callable[[Any], Awaitable[Fetched]]
@@ -70,7 +70,7 @@ class Requests:
     def __init__(self) -> None:
         self.num_requests: list[int] = []
 
-    def join(self, num_requests: int, num_ids: int) -> None:  # noqa: ARG002
+    def count_batch(self, num_requests: int, num_ids: int) -> None:  # noqa: ARG002
         self.num_requests.append(num_requests)
 
 
@@ -79,7 +79,7 @@ async def compare(name: str, table: Table, num_ids: int, clients: int, seconds: 
     random = np.random.default_rng(1)
     batches = [random.integers(0, NUM, num_ids) for _ in range(64)]
     requests, pool = Requests(), ThreadPoolExecutor(num_cores())
-    joiner, loop = Joiner(lookups=requests), asyncio.get_running_loop()
+    batcher, loop = DynamicBatcher(lookups=requests), asyncio.get_running_loop()
 
     async def inline(ids: Any) -> Fetched:
         await asyncio.sleep(0)
@@ -87,7 +87,7 @@ async def compare(name: str, table: Table, num_ids: int, clients: int, seconds: 
 
     ways: dict[str, Way] = {
         "inline": inline,
-        "joined": lambda ids: joiner.fetch(table, ids, "zero"),
+        "joined": lambda ids: batcher.fetch(table, ids, "zero"),
         "threads": lambda ids: loop.run_in_executor(pool, table.fetch, ids),
     }
     rates: dict[str, list[float]] = {way: [] for way in ways}
@@ -97,7 +97,7 @@ async def compare(name: str, table: Table, num_ids: int, clients: int, seconds: 
             rate, p99_ms = await lookups_a_second(fetch, batches, clients, seconds / 3)
             rates[way].append(rate)
             slowest[way].append(p99_ms)
-    joiner.close()
+    batcher.close()
     pool.shutdown()
     base = statistics.median(rates["inline"])
     return {
@@ -122,11 +122,11 @@ def telling_apart(name: str, table: Table) -> dict[str, Any]:
     def once() -> None:
         unique_U, at_S = np.unique(rows_S, return_inverse=True)
         vectors_UD = np.empty((len(unique_U), DIM), np.float32)
-        compose_joined(table, [(unique_U, vectors_UD)])
+        compose_batch(table, [(unique_U, vectors_UD)])
         for n, (_, vectors_BD) in enumerate(parts):
             np.take(vectors_UD, at_S[1000 * n : 1000 * (n + 1)], axis=0, out=vectors_BD, mode="clip")
 
-    all_us, once_us = median_us(lambda: compose_joined(table, parts)), median_us(once)
+    all_us, once_us = median_us(lambda: compose_batch(table, parts)), median_us(once)
     return {
         "table": name,
         "ids": len(rows_S),
@@ -164,7 +164,7 @@ def main() -> None:
         ]
         show("Joined lookups, times those of inline ones", rows, as_json=given.json)
         show("Ids of a joined batch told apart", [telling_apart(*one) for one in loaded.items()], as_json=given.json)
-        pays = [{"table": name, "joining pays": joining_pays(table)} for name, table in loaded.items()]
+        pays = [{"table": name, "joining pays": batching_pays(table)} for name, table in loaded.items()]
         show("One launch of 2 x 1,000 ids against two", pays, as_json=given.json)
 
 

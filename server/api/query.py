@@ -18,7 +18,7 @@ from embstore.table import Fetched, Table
 from server.http.limits import Limits
 from server.http.messages import Buffer
 from server.http.problems import clip
-from server.tables.registry import Snapshot
+from server.tables.snapshot import Snapshot
 
 _INT64 = range(-(1 << 63), 1 << 63)
 

@@ -17,7 +17,7 @@ from embstore.errors import DataError, Unprocessable
 from embstore.ids import Keys
 from embstore.pooling import Bags
 from embstore.table import Fetched, Floats, Table
-from server.lookup.batcher import Joiner, joins
+from server.lookup.batcher import DynamicBatcher, uses_batching
 
 if TYPE_CHECKING:
     from server.cache.cached_table import CachedTable
@@ -30,11 +30,13 @@ TIMED_ROWS = 512
 class LookupService:
     """Looks up keys in a captured table; the table cannot change under it."""
 
-    def __init__(self, *, inline_ids: int, num_threads: int, joiner: Joiner | None = None, join: str = "off") -> None:
-        self.inline_ids, self.joiner, self.join = inline_ids, joiner, join
+    def __init__(
+        self, *, inline_ids: int, num_threads: int, batcher: DynamicBatcher | None = None, batching: str = "off"
+    ) -> None:
+        self.inline_ids, self.batcher, self.batching = inline_ids, batcher, batching
         self.cached: dict[Table, CachedTable] = {}
-        """Tables with a cache before them; the loader adds and takes away."""
-        self.joined: set[Table] = set()
+        """Tables with a cache in front, which `attach` adds and `forget` takes away."""
+        self.batched: set[Table] = set()
         """Tables whose lookups share launches."""
         self._inline: dict[Table, int] = {}
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="lookup")
@@ -52,20 +54,18 @@ class LookupService:
         self, table: Table, keys: Keys, on_missing: str, out: Floats | None = None
     ) -> Fetched | Awaitable[Fetched]:
         """The same, by the table alone: here, in a thread, or in a launch shared with others."""
-        if table in self.joined and self.joiner is not None:
-            return self.joiner.fetch(table, keys, on_missing, out)
+        if table in self.batched and self.batcher is not None:
+            return self.batcher.fetch(table, keys, on_missing, out)
         if table.device == "cpu" and len(keys) <= self._inline.get(table, self.inline_ids):
             return table.fetch(keys, on_missing, out)
         return self.do(table.fetch, keys, on_missing, out)
 
     def is_direct(self, table: Table, num_ids: int) -> bool:
-        """Whether a lookup of this many ids is just the table's own, here and now."""
-        return (
-            table not in self.cached
-            and table not in self.joined
-            and table.device == "cpu"
-            and num_ids <= self._inline.get(table, self.inline_ids)
-        )
+        """Whether a lookup of this many ids is just the table's own, here and now, and nobody wants it timed."""
+        if num_ids > self._inline.get(table, self.inline_ids) or table in self.batched or table.device != "cpu":
+            return False
+        cached = self.cached.get(table)
+        return cached is None or cached.policy.skips_cache(num_ids)
 
     def lookup_bags(self, table: Table, keys: Keys, on_missing: str, bags: Bags) -> Fetched | Awaitable[Fetched]:
         """One vector a bag of keys: float32 [G, D]; composed and pooled here, the cache of rows is not asked."""
@@ -92,21 +92,25 @@ class LookupService:
         table.compose(rows, out)
         seconds = (time.perf_counter() - began) / len(rows)
         self._inline[table] = max(16, min(self.inline_ids, int(INLINE_SECONDS / max(seconds, 1e-9))))
-        if self.joiner is not None and joins(self.join, table):
-            self.joined.add(table)
+        if self.batcher is not None and uses_batching(self.batching, table):
+            self.batched.add(table)
         return seconds
+
+    def attach(self, table: Table, cached: CachedTable) -> None:
+        """Look this table up through a cache."""
+        self.cached[table] = cached
 
     def forget(self, table: Table) -> None:
         """This table is served no longer."""
         self._inline.pop(table, None)
-        self.joined.discard(table)
+        self.batched.discard(table)
         self.cached.pop(table, None)
 
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if self.joiner is not None:
-            self.joiner.close()
+        if self.batcher is not None:
+            self.batcher.close()
 
 
 def _pooled(table: Table, keys: Keys, bags: Bags, on_missing: str) -> Fetched:

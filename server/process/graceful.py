@@ -77,7 +77,7 @@ class DrainingServer(uvicorn.Server):
     def _orphaned(self, member: Member) -> None:
         """The supervisor is gone, without a word: nobody would replace this worker or tell it to stop."""
         asyncio.get_running_loop().remove_reader(member.alive)
-        log.error("the supervisor is gone")
+        log.error("supervisor exited; shutting down")
         self.handle_exit(signal.SIGTERM, None)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002

@@ -23,7 +23,7 @@ import structlog
 from embstore.errors import ConfigError, EmbstoreError, StoreError
 from embstore.store.local import FileStore
 from server.settings import EMBEDDED, Settings
-from server.tables.preloader import Preread
+from server.tables.preloader import Preloader
 
 if TYPE_CHECKING:
     from server.process.supervisor import Member
@@ -42,7 +42,7 @@ def serve(settings: Settings) -> int:
     listener = bind(settings.host, settings.port)
     warn_of_no_tables(settings.store)
     if settings.workers == 1:
-        code = run_server(settings, listener, Preread(settings.store))
+        code = run_server(settings, listener, Preloader(settings.store))
     else:
         code = run_workers(settings, listener)
     if code == 0:
@@ -65,7 +65,7 @@ def warn_of_no_tables(store: Path) -> None:
 def run_server(
     settings: Settings,
     listener: socket.socket,
-    preread: Preread,
+    preloader: Preloader,
     member: Member | None = None,
     control: Path | None = None,
 ) -> int:
@@ -76,7 +76,7 @@ def run_server(
     from server.http.protocol import LookupProtocol
     from server.process.graceful import DrainingServer
 
-    app = create_app(settings, preread, member.metrics if member else None, control)
+    app = create_app(settings, preloader, member.metrics if member else None, control)
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -125,7 +125,7 @@ def run_workers(settings: Settings, listener: socket.socket) -> int:
 
         def work(member: Member) -> int:
             configure_logging(shared.log_level, worker=member.number)
-            return run_server(shared, listener, Preread(shared.store), member, Path(control))
+            return run_server(shared, listener, Preloader(shared.store), member, Path(control))
 
         return Supervisor(work, listener, settings.workers, stop_seconds=stop_seconds).run()
 

@@ -32,7 +32,7 @@ import structlog
 
 from embstore.errors import EmbstoreError
 from server.metrics.recorder import Metrics, take_over
-from server.metrics.shared_counters import Cells
+from server.metrics.shared_counters import SharedCounters
 
 log = structlog.get_logger()
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -87,7 +87,7 @@ class _Slot:
     """One of the workers that there should be; `pid` is None between a process and the next."""
 
     number: int
-    cells: Cells
+    cells: SharedCounters
     pid: int | None = None
     began: float = 0.0
     due: float = 0.0
@@ -106,7 +106,7 @@ class Supervisor:
         self, work: Callable[[Member], int], listener: socket.socket, num_workers: int, *, stop_seconds: float
     ) -> None:
         self._work, self._listener, self._stop_seconds = work, listener, stop_seconds
-        self._slots = [_Slot(number, Cells()) for number in range(num_workers)]
+        self._slots = [_Slot(number, SharedCounters()) for number in range(num_workers)]
         self._loading = mmap.mmap(-1, 1)
         self._held = memoryview(mmap.mmap(-1, 8 * num_workers)).cast("d")
         for slot in self._slots:

@@ -18,7 +18,7 @@ from embstore.common.atomic_files import make_folder, read_json, storing, write_
 _FILE = "unloaded.json"
 
 
-class Withheld:
+class UnloadedTables:
     """Names of tables that are not to be served; with a folder, the same set in every process that has the folder."""
 
     def __init__(self, folder: Path | None = None) -> None:

@@ -17,7 +17,7 @@ from embstore_client._protocol import Reply, build_lookup, build_lookup_many, bu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.http.problems import STATUS
+from server.http.problems import KINDS
 
 CODES = {
     "malformed_request": (400, "MalformedRequest"),
@@ -72,9 +72,9 @@ def test_no_code_is_missing_from_this_list() -> None:
 
 def test_every_code_of_the_server_has_a_class() -> None:
     """There is no error of the server's that the client knows by its status alone, or under another status's class."""
-    assert STATUS.keys() <= BY_CODE.keys()
-    for code, status in STATUS.items():
-        assert issubclass(BY_CODE[code], BY_STATUS[status])
+    assert KINDS.keys() <= BY_CODE.keys()
+    for code, kind in KINDS.items():
+        assert issubclass(BY_CODE[code], BY_STATUS[kind.status])
 
 
 @pytest.mark.parametrize(("status", "cls"), BY_STATUS.items(), ids=str)

@@ -449,8 +449,8 @@ def test_a_server_that_is_not_there(here: Here, url: str) -> None:
         (["list", "--bogus"], "No such option: --bogus"),
         (["lookup", "item"], "Missing argument 'ids'."),
         (["promote", "item"], "Missing argument 'version'."),
-        (["serve", "--port", "abc"], "Invalid value for '--port'"),
-        (["serve", "--port", "99999"], "settings: port: input should be less than or equal to 65535 (got 99999)"),
+        (["serve", "--port", "abc"], "settings: port: input should be a valid integer"),
+        (["serve", "--port", "99999"], "settings: port: input should be less than or equal to 65535 (got '99999')"),
         (["serve", "--device", "tpu"], "settings: device: input should be 'auto', 'cpu' or 'cuda' (got 'tpu')"),
         (["serve", "--max-ids", "0", "--poll-seconds", "0"], "settings: "),
         (["list", "--store", "s3://bucket/x"], "object storage is not supported yet, give a folder"),
@@ -534,6 +534,21 @@ def test_a_bad_settings_file_is_a_usage_error(
     (tmp_path / "server.toml").write_bytes(text.encode("utf-8", "surrogateescape"))
     monkeypatch.setenv("EMBSTORE_CONFIG", str(tmp_path / "server.toml"))
     assert here.fails(2, "config").startswith("settings")
+
+
+def test_serve_shows_every_setting(here: Here) -> None:
+    """`embstore serve --help` has an option for each setting, with its help and default."""
+    from server.settings import Settings
+
+    code, out, _ = here("serve", "--help")
+    assert code == 0
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in out
+
+
+def test_a_flag_that_is_no_setting_is_a_usage_error(here: Here) -> None:
+    """A misspelt flag is refused in one line, with the flags that are like it."""
+    assert here.fails(2, "serve", "--prot", "1") == "No such option: --prot (Possible options: --host, --port)"
 
 
 def test_every_error_has_its_exit_code() -> None:

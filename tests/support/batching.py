@@ -1,4 +1,4 @@
-"""What tests of joined lookups share: tables, launches that wait for the test, results side by side."""
+"""What tests of batched lookups share: tables, launches that wait for the test, results side by side."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 import embstore
 from embstore import schemes
 from embstore.table import Fetched, Table
-from server.lookup import batcher
-from server.lookup.batcher import Joiner, compose_joined
+from server.lookup import batcher as batching
+from server.lookup.batcher import DynamicBatcher, compose_batch
 
 N, D = 200, 8
 MODULES: dict[str, Callable[[], Any]] = {
@@ -36,12 +36,12 @@ def published(folder: Path) -> embstore.Store:
 
 
 class Counts:
-    """What a joiner counts: requests and ids of every launch."""
+    """What a batcher counts: requests and ids of every launch."""
 
     def __init__(self) -> None:
         self.launches: list[tuple[int, int]] = []
 
-    def join(self, num_requests: int, num_ids: int) -> None:
+    def count_batch(self, num_requests: int, num_ids: int) -> None:
         self.launches.append((num_requests, num_ids))
 
 
@@ -60,9 +60,9 @@ class Gate:
             if self.error is not None:
                 error, self.error = self.error, None
                 raise error
-            compose_joined(table, parts)
+            compose_batch(table, parts)
 
-        monkeypatch.setattr(batcher, "compose_joined", gated)
+        monkeypatch.setattr(batching, "compose_batch", gated)
 
     def go(self, launches: int = 1_000) -> None:
         """Let so many launches go on."""
@@ -92,14 +92,14 @@ def same(got: Fetched, expected: Fetched) -> bool:
 
 
 @contextmanager
-def joiners() -> Iterator[Callable[..., Joiner]]:
-    """Makes joiners, and closes them at the end."""
-    made: list[Joiner] = []
+def batchers() -> Iterator[Callable[..., DynamicBatcher]]:
+    """Makes batchers, and closes them at the end."""
+    made: list[DynamicBatcher] = []
 
-    def make(**options: Any) -> Joiner:
-        made.append(Joiner(**options))
+    def make(**options: Any) -> DynamicBatcher:
+        made.append(DynamicBatcher(**options))
         return made[-1]
 
     yield make
-    for joiner in made:
-        joiner.close()
+    for batcher in made:
+        batcher.close()
