@@ -33,6 +33,15 @@ class Settings(BaseSettings):
     store: Path = Field(default=Path("store"), description="Folder of the store that is served.")
     host: str = Field(default="127.0.0.1", description="Address to listen on; loopback unless you say otherwise.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 lets the system choose.")
+    uds: Path | None = Field(
+        default=None,
+        description="File of a Unix-domain socket to listen on; then on TCP only where a port is given as well.",
+    )
+    uds_mode: str = Field(
+        default="600",
+        pattern="^0?[0-7]{3}$",
+        description="Permissions of that file, octal: who may write, may connect.",
+    )
     workers: int = Field(
         default=1, ge=1, le=256, description="Processes that serve; they share the port and the tables' memory."
     )
@@ -101,6 +110,11 @@ class Settings(BaseSettings):
     )
     shutdown_seconds: int = Field(default=20, ge=1, description="How long requests in flight may take to end.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+
+    @property
+    def uses_tcp(self) -> bool:
+        """Whether to listen on host and port: a socket file alone is enough, unless a port was asked for."""
+        return self.uds is None or "port" in self.model_fields_set
 
     @field_validator("redis")
     @classmethod

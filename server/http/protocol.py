@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import socket
 import sys
 import termios
 import time
@@ -54,6 +55,7 @@ class LookupProtocol(HttpToolsProtocol):
         self.current: Any = None
         """Whose turn it is: the exchange, or uvicorn's cycle, that is being answered."""
         self.fd = -1
+        self.over_uds = False
         self.in_head = self.head_is_new = False
         self.head_bytes = self.read_bytes = 0
         """Of this head in reads after the one that it began in, and of the latest read."""
@@ -82,8 +84,10 @@ class LookupProtocol(HttpToolsProtocol):
             transport.abort()
             return
         self.idle_since = time.monotonic()
+        connection = transport.get_extra_info("socket")
+        self.over_uds = connection.family == socket.AF_UNIX
         if transport.get_extra_info("sslcontext") is None:
-            self.fd = transport.get_extra_info("socket").fileno()
+            self.fd = connection.fileno()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Every exchange that is not answered has lost its client."""
@@ -248,6 +252,7 @@ class LookupProtocol(HttpToolsProtocol):
         """This request is uvicorn's: give it the scope that `on_message_begin` did not make."""
         url, headers = self.url, self.headers
         super().on_message_begin()
+        self.scope["over_uds"] = self.over_uds  # type: ignore[typeddict-unknown-key]
         self.url = url
         self.expect_100_continue = any(
             name == b"expect" and b"100-continue" in value.lower() for name, value in headers
