@@ -11,7 +11,7 @@ import anyio
 import httpcore
 import httpx
 
-from ._idle import KEEPALIVE_S, MAX_CONNECTIONS, Idle
+from ._idle import KEEPALIVE_S, MAX_CONNECTIONS, Idle, Place
 from ._transport import core_request
 
 
@@ -26,16 +26,17 @@ class AsyncTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         sent = core_request(request)
+        place = Place.of(sent)
         request.extensions.get("timeout", {}).get("pool")  # says that it waits for a connection
         await self._room.acquire()
         connection = None
         try:
-            connection = await self._take(sent.url.origin)
+            connection = await self._take(place)
             response = await connection.handle_async_request(sent)
         except BaseException:
-            await self.give_back(sent.url.origin, connection)
+            await self.give_back(place, connection)
             raise
-        stream = _Body(self, sent.url.origin, connection, response)
+        stream = _Body(self, place, connection, response)
         return httpx.Response(response.status, headers=response.headers, stream=stream)
 
     async def aclose(self) -> None:
@@ -43,20 +44,22 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         for connection in self._idle.clear():
             await connection.aclose()
 
-    async def _take(self, origin: httpcore.Origin) -> httpcore.AsyncConnectionInterface:
+    async def _take(self, place: Place) -> httpcore.AsyncConnectionInterface:
         spoilt: list[httpcore.AsyncConnectionInterface] = []
-        connection = self._idle.take(origin, spoilt)
+        connection = self._idle.take(place, spoilt)
         for old in spoilt:
             await _close(old)
         if connection is not None:
             return connection
-        return httpcore.AsyncHTTPConnection(origin, self._ssl_context, keepalive_expiry=KEEPALIVE_S)
+        return httpcore.AsyncHTTPConnection(
+            httpcore.Origin(*place.origin), self._ssl_context, keepalive_expiry=KEEPALIVE_S, uds=place.uds
+        )
 
-    async def give_back(self, origin: httpcore.Origin, connection: httpcore.AsyncConnectionInterface | None) -> None:
+    async def give_back(self, place: Place, connection: httpcore.AsyncConnectionInterface | None) -> None:
         """A call has ended, however it did."""
         self._room.release()
         if connection is not None:
-            done = connection if self._closed else self._idle.put(origin, connection)
+            done = connection if self._closed else self._idle.put(place, connection)
             if done is not None:
                 await _close(done)
 
@@ -65,11 +68,11 @@ class _Body(httpx.AsyncByteStream):
     def __init__(
         self,
         transport: AsyncTransport,
-        origin: httpcore.Origin,
+        place: Place,
         connection: httpcore.AsyncConnectionInterface,
         response: httpcore.Response,
     ) -> None:
-        self._transport, self._origin, self._response = transport, origin, response
+        self._transport, self._place, self._response = transport, place, response
         self._connection: Any = connection
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -82,7 +85,7 @@ class _Body(httpx.AsyncByteStream):
         try:
             await self._response.aclose()
         finally:
-            await self._transport.give_back(self._origin, connection)
+            await self._transport.give_back(self._place, connection)
 
 
 async def _close(connection: httpcore.AsyncConnectionInterface) -> None:

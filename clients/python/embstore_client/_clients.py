@@ -14,6 +14,7 @@ import httpcore
 import httpx
 
 from . import _protocol
+from ._addresses import check_base_urls, url_and_socket
 from ._attempts import Attempt, Attempts, EachAddress, Traffic, late, reason_of
 from ._deadline import Deadline, GivenUp
 from ._errors import ConnectionFailed, NotReady, ProtocolError, Timeout
@@ -74,9 +75,7 @@ class Shared:
         }
         if api_key is not None:
             headers["authorization"] = f"Bearer {_check_api_key(api_key)}"
-        # Headers and URLs repeat from call to call, and httpx takes long to make them.
         self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
-        self._url = lru_cache(maxsize=256)(lambda base, target: httpx.URL(base + target))
 
     def deadline(self, timeout_s: float | None) -> Deadline:
         """The deadline of a call that starts now."""
@@ -104,7 +103,7 @@ class Shared:
 
     def http_request(self, request: Request[T], attempt: Attempt) -> httpx.Request:
         """One attempt as httpx sends it."""
-        url = self._url(attempt.address.url, request.target)
+        url, uds = url_and_socket(attempt.address.url, request.target)
         timeout_ms = math.ceil(attempt.patience.timeout_s * 1000)
         headers = [
             (b"host", url.netloc),
@@ -122,7 +121,7 @@ class Shared:
             url,
             headers=headers,
             stream=httpx.ByteStream(request.body),
-            extensions={"timeout": attempt.patience},
+            extensions={"timeout": attempt.patience, "uds": uds},
         )
 
     def parse(self, request: Request[T], response: httpx.Response, chunks: list[bytes]) -> T:
@@ -197,14 +196,6 @@ def ssl_context_for(base_urls: Sequence[str], verify: bool | str | ssl.SSLContex
     return httpx.create_ssl_context(verify=verify)
 
 
-def check_base_urls(base_url: str | Sequence[str]) -> tuple[str, ...]:
-    """The addresses, each once, in order."""
-    urls = (base_url,) if isinstance(base_url, str) else tuple(base_url)
-    if not urls:
-        raise ValueError("base_url must be one URL or several, got none")
-    return tuple(dict.fromkeys(_check_base_url(url) for url in urls))
-
-
 def check_timeout(timeout_s: float) -> float:
     """Seconds, above 0 and finite."""
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
@@ -212,21 +203,6 @@ def check_timeout(timeout_s: float) -> float:
     if not 0 < timeout_s <= LONGEST_TIMEOUT_S:
         raise ValueError(f"timeout_s must be above 0 and at most {LONGEST_TIMEOUT_S:g} s, got {timeout_s}")
     return float(timeout_s)
-
-
-def _check_base_url(base_url: str) -> str:
-    """The URL without its last slash; credentials would reach logs and messages, so it must have none."""
-    try:
-        url = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"base_url is not a URL: {error}") from error
-    if url.userinfo:
-        raise ValueError("base_url must not hold credentials; pass api_key=")
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(f"base_url must start with http:// or https:// and name a host, got {base_url!r}")
-    if url.query or url.fragment:
-        raise ValueError(f"base_url must end with its path, without ? or #, got {base_url!r}")
-    return str(url).rstrip("/")
 
 
 def _check_api_key(api_key: str) -> str:

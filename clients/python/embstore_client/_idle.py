@@ -6,8 +6,8 @@ a hundred of them that is milliseconds a request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import httpcore
 
@@ -17,6 +17,19 @@ KEEPALIVE_S = 30.0
 MAX_CONNECTIONS = 100
 """Most calls that travel at once, over all addresses; so there are never more connections to one of them."""
 NO_ROOM = f"all {MAX_CONNECTIONS} connections of this client were in use"
+
+
+class Place(NamedTuple):
+    """Where a connection leads to: an origin, reached over TCP, or over the Unix-domain socket `uds`."""
+
+    origin: tuple[bytes, bytes, int]
+    uds: str | None
+
+    @staticmethod
+    def of(request: httpcore.Request) -> Place:
+        """Where a request is to go."""
+        origin = request.url.origin
+        return Place((origin.scheme, origin.host, origin.port), request.extensions.get("uds"))
 
 
 class Connection(Protocol):
@@ -31,18 +44,18 @@ C = TypeVar("C", bound=Connection)
 
 
 class Idle(Generic[C]):
-    """Stacks of connections, one for each origin: the one used last is used next, so those too many grow old.
+    """Stacks of connections, one for each place: the one used last is used next, so those too many grow old.
 
     Any thread may call: each step is one operation on a list.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._stacks: dict[Hashable, list[tuple[float, C]]] = {}
+        self._stacks: dict[Place, list[tuple[float, C]]] = {}
 
-    def take(self, origin: httpcore.Origin, spoilt: list[C]) -> C | None:
+    def take(self, place: Place, spoilt: list[C]) -> C | None:
         """A connection to use, None where there is none; what can be used no more goes to `spoilt`, to be closed."""
-        stack = self._stacks.get(_key(origin))
+        stack = self._stacks.get(place)
         while stack:
             try:
                 _, connection = stack.pop()
@@ -53,11 +66,11 @@ class Idle(Generic[C]):
             spoilt.append(connection)
         return None
 
-    def put(self, origin: httpcore.Origin, connection: C) -> C | None:
+    def put(self, place: Place, connection: C) -> C | None:
         """Keep a connection whose call has ended. One that is to be closed comes back: it, or one that grew old."""
         if not connection.is_available():
             return connection
-        stack = self._stacks.setdefault(_key(origin), [])
+        stack = self._stacks.setdefault(place, [])
         now = self._clock()
         stack.append((now, connection))
         if stack[0][0] < now - KEEPALIVE_S:
@@ -68,7 +81,3 @@ class Idle(Generic[C]):
         """All of them, to be closed."""
         stacks, self._stacks = self._stacks, {}
         return [connection for stack in stacks.values() for _, connection in stack]
-
-
-def _key(origin: httpcore.Origin) -> Hashable:
-    return origin.scheme, origin.host, origin.port

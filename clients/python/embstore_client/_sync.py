@@ -37,8 +37,9 @@ class EmbeddingClient:
     """Looks vectors up in an embstore server; safe to share between threads, best made once a process.
 
     Args:
-        base_url: where the server is, `http://` or `https://`; a path prefix is kept. Several addresses of the same
-            service are balanced over; those that fail are left alone for a while.
+        base_url: where the server is, `http://` or `https://`, a path prefix is kept; or `unix:///run/embstore.sock`,
+            the absolute path of its socket. Several addresses of the same service are balanced over; those that fail
+            are left alone for a while.
         timeout_s: for a whole call, connecting and retries included; each call may override it.
             The server is told what is left, and drops work that is late.
         api_key: sent as `Authorization: Bearer ...`.
@@ -50,7 +51,7 @@ class EmbeddingClient:
         max_ids: a call with more is split into several requests, sent at the same time.
         observer: hooks for metrics and tracing.
         verify: how `https://` certificates are checked: True (public roots), a file of roots, or an SSL context.
-        transport: an httpx transport instead of the network (tests, unix sockets, a proxy).
+        transport: an httpx transport instead of the network (tests, a proxy).
 
     Raises:
         ValueError: an argument that no call could work with.

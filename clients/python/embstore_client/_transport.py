@@ -7,6 +7,7 @@ ever. Here every read and write asks what is left. A proxy of the environment is
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import threading
@@ -20,7 +21,7 @@ import httpcore
 import httpx
 
 from ._deadline import Patience, Seconds
-from ._idle import KEEPALIVE_S, MAX_CONNECTIONS, NO_ROOM, Idle
+from ._idle import KEEPALIVE_S, MAX_CONNECTIONS, NO_ROOM, Idle, Place
 
 SocketOptions = Iterable[tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]]
 
@@ -36,17 +37,18 @@ class DeadlineTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         sent = core_request(request)
+        place = Place.of(sent)
         wait = _left(request.extensions.get("timeout", {}).get("pool"), httpcore.PoolTimeout)
         if not self._room.acquire(timeout=wait):
             raise httpcore.PoolTimeout(NO_ROOM)
         connection = None
         try:
-            connection = self._take(sent.url.origin)
+            connection = self._take(place)
             response = connection.handle_request(sent)
         except BaseException:
-            self._give_back(sent.url.origin, connection)
+            self._give_back(place, connection)
             raise
-        stream = _Body(response, partial(self._give_back, sent.url.origin, connection))
+        stream = _Body(response, partial(self._give_back, place, connection))
         return httpx.Response(response.status, headers=response.headers, stream=stream)
 
     def close(self) -> None:
@@ -54,22 +56,26 @@ class DeadlineTransport(httpx.BaseTransport):
         for connection in self._idle.clear():
             connection.close()
 
-    def _take(self, origin: httpcore.Origin) -> httpcore.ConnectionInterface:
+    def _take(self, place: Place) -> httpcore.ConnectionInterface:
         spoilt: list[httpcore.ConnectionInterface] = []
-        connection = self._idle.take(origin, spoilt)
+        connection = self._idle.take(place, spoilt)
         for old in spoilt:
             old.close()
         if connection is not None:
             return connection
         return httpcore.HTTPConnection(
-            origin, self._ssl_context, keepalive_expiry=KEEPALIVE_S, network_backend=self._network
+            httpcore.Origin(*place.origin),
+            self._ssl_context,
+            keepalive_expiry=KEEPALIVE_S,
+            uds=place.uds,
+            network_backend=self._network,
         )
 
-    def _give_back(self, origin: httpcore.Origin, connection: httpcore.ConnectionInterface | None) -> None:
+    def _give_back(self, place: Place, connection: httpcore.ConnectionInterface | None) -> None:
         """A call has ended, however it did."""
         self._room.release()
         if connection is not None:
-            done = connection if self._closed else self._idle.put(origin, connection)
+            done = connection if self._closed else self._idle.put(place, connection)
             if done is not None:
                 done.close()
         if self._closed:  # meanwhile
@@ -136,6 +142,47 @@ class _Network(httpcore.NetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failed = error
         raise failed
+
+    def connect_unix_socket(
+        self,
+        path: str,
+        timeout: float | None = None,
+        socket_options: SocketOptions | None = None,  # noqa: ARG002
+    ) -> httpcore.NetworkStream:
+        connection = socket.socket(socket.AF_UNIX)  # httpcore's own leaves a socket open that could not connect
+        try:
+            connection.settimeout(_left(timeout, httpcore.ConnectTimeout))
+            connection.connect(path)
+        except OSError as error:
+            connection.close()
+            raise httpcore.ConnectError(str(error)) from error
+        return DeadlineStream(_UnixStream(connection), timeout)
+
+
+class _UnixStream(httpcore.NetworkStream):
+    """A connection over a Unix-domain socket: what `DeadlineStream` and httpcore ask of it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        try:
+            self._connection.settimeout(timeout)
+            return self._connection.recv(max_bytes)
+        except TimeoutError as error:
+            raise httpcore.ReadTimeout(str(error)) from error
+        except OSError as error:
+            raise httpcore.ReadError(str(error)) from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable":  # while it is idle: the server has hung up
+            poll = select.poll()
+            poll.register(self._connection, select.POLLIN)
+            return bool(poll.poll(0))
+        return self._connection if info == "socket" else None
 
 
 class DeadlineStream(httpcore.NetworkStream):

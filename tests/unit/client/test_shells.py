@@ -406,6 +406,9 @@ def test_each_phase_may_take_what_is_left(through: Both) -> None:
     [
         ({"base_url": "127.0.0.1:8000"}, ValueError, "must start with http://"),
         ({"base_url": "ftp://host"}, ValueError, "must start with http://"),
+        ({"base_url": "unix://run/embstore.sock"}, ValueError, "a socket by its absolute path, unix:///"),
+        ({"base_url": "unix:///"}, ValueError, "a socket by its absolute path, unix:///"),
+        ({"base_url": "unix:///run/" + "x" * 104}, ValueError, "a socket's path has at most 107 bytes"),
         ({"base_url": "http://"}, ValueError, "name a host"),
         ({"base_url": "http://host:port"}, ValueError, "not a URL"),
         ({"base_url": "http://host/?a=b"}, ValueError, r"without \? or #"),
