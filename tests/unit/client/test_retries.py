@@ -117,7 +117,7 @@ def test_a_wait_beyond_the_deadline_is_not_begun() -> None:
         (embstore_client.NotReady("", status=503, code="not_ready"), True),
         (embstore_client.Draining("", status=503, code="draining"), True),
         (embstore_client.DeadlineExceeded("a gateway's", status=504), True),
-        (embstore_client.DeadlineExceeded("the service's", status=504, code="deadline"), False),
+        (embstore_client.DeadlineExceeded("the service's", status=504, code="deadline_exceeded"), False),
         (embstore_client.InternalError("", status=500, code="internal"), False),
         (embstore_client.TableNotFound("", status=404, code="table_not_found"), False),
         (embstore_client.MalformedRequest("", status=400), False),
