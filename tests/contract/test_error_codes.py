@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import embstore_client
 import pytest
+from embstore_client._core.problem import parse_problem
 from embstore_client._errors import BY_CODE, BY_STATUS
-from embstore_client._problem import parse_problem
 
 from embstore import errors
 from server.http.problems import MEDIA_TYPE, STATUS, TITLE, problem

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from embstore_client import Bags, NearCache, Rows
-from embstore_client._bags import asked_of
-from embstore_client._planner import Planner
-from embstore_client._protocol import Reply, Request, fold_headers
+from embstore_client._core.planner import Planner
+from embstore_client._core.protocol import Reply, Request, fold_headers
+from embstore_client._core.query import asked_of
 from support.client_cases import carry
 from support.serving import ServerProcess, serving
 

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 from embstore_client import ConnectionFailed, EmbeddingClient, Hedge, Overloaded, Retries, Timeout
-from embstore_client._attempts import Attempt, Attempts, Traffic
-from embstore_client._balance import EJECT_AFTER, Address, Balance
-from embstore_client._deadline import Deadline
+from embstore_client._core.attempts import Attempt, Attempts, Traffic
+from embstore_client._core.balancer import EJECT_AFTER, Address, Balance
+from embstore_client._core.deadline import Deadline
 from support.scripted import Either, Recorder, hang_up, item_one, refuse, scripted, stall
 
 URLS = ["http://a", "http://b", "http://c"]

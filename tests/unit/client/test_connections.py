@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from embstore_client import AsyncEmbeddingClient, EmbeddingClient, Retries, Timeout
-from embstore_client._idle import KEEPALIVE_S, MAX_CONNECTIONS, Idle, Place
+from embstore_client._core.connections import KEEPALIVE_S, MAX_CONNECTIONS, Idle, Place
 from support.scripted import (
     Either,
     Exchange,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from embstore_client import ProtocolError, Rows
-from embstore_client._protocol import Reply, build_lookup_many, parse_lookup
+from embstore_client._core.protocol import Reply, build_lookup_many, parse_lookup
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

@@ -11,9 +11,9 @@ from typing import Any
 import embstore_client
 import pytest
 from embstore_client import _errors
+from embstore_client._core.problem import parse_problem
+from embstore_client._core.protocol import Reply, build_lookup, build_lookup_many, build_ready, build_tables
 from embstore_client._errors import BY_CODE, BY_STATUS
-from embstore_client._problem import parse_problem
-from embstore_client._protocol import Reply, build_lookup, build_lookup_many, build_ready, build_tables
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -11,9 +11,9 @@ import embstore_client
 import numpy as np
 import pytest
 from embstore_client import ConnectionFailed, EmbeddingClient, Overloaded, ProtocolError, Retries, Timeout, Unavailable
-from embstore_client._attempts import Attempt, Attempts, Traffic
-from embstore_client._budget import Budget
-from embstore_client._deadline import Deadline
+from embstore_client._core.attempts import Attempt, Attempts, Traffic
+from embstore_client._core.deadline import Deadline
+from embstore_client._core.token_bucket import Budget
 from support.scripted import (
     Act,
     Either,

@@ -14,8 +14,8 @@ import httpcore
 import httpx
 import pytest
 from embstore_client import AsyncEmbeddingClient, ConnectionFailed, EmbeddingClient, Hedge, NotFound, ProtocolError
-from embstore_client._deadline import Deadline, Patience
-from embstore_client._transport import DeadlineStream, _Network
+from embstore_client._core.deadline import Deadline, Patience
+from embstore_client._sync.transport import DeadlineStream, _Network
 from support.scripted import Either, Recorder, ScriptedServer, item_one, outcome_of, refuse, scripted, stall
 
 LONG_S = 20.0

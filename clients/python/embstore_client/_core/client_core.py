@@ -13,20 +13,20 @@ from typing import TypeVar
 import httpcore
 import httpx
 
-from . import _protocol
-from ._addresses import check_base_urls, url_and_socket
-from ._attempts import Attempt, Attempts, EachAddress, Traffic, late, reason_of
-from ._deadline import Deadline, GivenUp
-from ._errors import ConnectionFailed, NotReady, ProtocolError, Timeout
-from ._idle import NO_ROOM
-from ._near_cache import NearCache
-from ._observe import Observer
-from ._options import check_on_missing
-from ._plan import Plan, the_only_answer
-from ._planner import Planner
-from ._protocol import Reply, Request
-from ._settings import Hedge, Retries
-from ._version import __version__
+from embstore_client._core import protocol
+from embstore_client._core.addresses import check_base_urls, url_and_socket
+from embstore_client._core.attempts import Attempt, Attempts, EachAddress, Traffic, late, reason_of
+from embstore_client._core.connections import NO_ROOM
+from embstore_client._core.deadline import Deadline, GivenUp
+from embstore_client._core.near_cache import NearCache
+from embstore_client._core.observer import Observer
+from embstore_client._core.options import check_on_missing
+from embstore_client._core.plan import Plan, the_only_answer
+from embstore_client._core.planner import Planner
+from embstore_client._core.policies import Hedge, Retries
+from embstore_client._core.protocol import Reply, Request
+from embstore_client._errors import ConnectionFailed, NotReady, ProtocolError, Timeout
+from embstore_client._version import __version__
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ class Shared:
 
     def parse(self, request: Request[T], response: httpx.Response, chunks: list[bytes]) -> T:
         """What a whole answer means."""
-        headers = _protocol.fold_headers(response.headers.raw)
+        headers = protocol.fold_headers(response.headers.raw)
         return request.parse(Reply(response.status_code, headers, b"".join(chunks)))
 
     def error_of(self, fault: Exception, attempt: Attempt, deadline: Deadline, *, closed: bool) -> Exception:
@@ -170,7 +170,7 @@ def only(request: Request[T]) -> Plan[T]:
 
 def plan_ready() -> Plan[bool]:
     """The plan that asks whether somebody is ready; not to be is an error here, so that the next address is asked."""
-    request = _protocol.build_ready()
+    request = protocol.build_ready()
 
     def parse(reply: Reply) -> bool:
         if reply.status in (429, 504) or not request.parse(reply):

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import anyio
 import httpx
 
-from ._attempts import Attempt, Attempts
-from ._clients import FAULTS, Shared, given_up_by_close
-from ._deadline import Deadline, GivenUp
-from ._errors import EmbstoreError, TooLarge
-from ._plan import Plan
-from ._protocol import Request
+from embstore_client._core.attempts import Attempt, Attempts
+from embstore_client._core.client_core import FAULTS, Shared, given_up_by_close
+from embstore_client._core.deadline import Deadline, GivenUp
+from embstore_client._core.plan import Plan
+from embstore_client._core.protocol import Request
+from embstore_client._errors import EmbstoreError, TooLarge
 
 T = TypeVar("T")
 

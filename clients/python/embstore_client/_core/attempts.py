@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import NoReturn
 
-from ._balance import Address, Balance
-from ._budget import Budget
-from ._deadline import Deadline, Patience
-from ._errors import (
+from embstore_client._core.balancer import Address, Balance
+from embstore_client._core.deadline import Deadline, Patience
+from embstore_client._core.latency import RecentLatencies
+from embstore_client._core.observer import Guarded, Observer
+from embstore_client._core.policies import Hedge, Retries
+from embstore_client._core.token_bucket import Budget
+from embstore_client._errors import (
     ConnectionFailed,
     EmbstoreError,
     Overloaded,
@@ -24,9 +27,6 @@ from ._errors import (
     Timeout,
     Unavailable,
 )
-from ._latency import RecentLatencies
-from ._observe import Guarded, Observer
-from ._settings import Hedge, Retries
 
 _BURST, _INITIAL = 100.0, 10.0
 """Retries that may be saved up for a bad moment, and those that a new client has."""

@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 from numpy.typing import NDArray
 
-from . import _protocol
-from ._async_transport import AsyncTransport
-from ._bags import Bags
-from ._clients import (
+from embstore_client._async.attempts import Tasks
+from embstore_client._async.transport import AsyncTransport
+from embstore_client._core import protocol
+from embstore_client._core.client_core import (
     DEFAULT_BASE_URL,
     DEFAULT_TIMEOUT_S,
     Shared,
@@ -21,16 +21,16 @@ from ._clients import (
     plan_ready,
     ssl_context_for,
 )
-from ._errors import ConnectionFailed, Timeout, Unavailable
-from ._ids import Ids
-from ._near_cache import NearCache
-from ._observe import Observer
-from ._options import DTYPE_DEFAULT, ON_MISSING_DEFAULT
-from ._plan import Plan
-from ._planner import MAX_IDS
-from ._rows import ManyRows, Rows
-from ._settings import Hedge, Retries
-from ._tasks import Tasks
+from embstore_client._core.ids import Ids
+from embstore_client._core.near_cache import NearCache
+from embstore_client._core.observer import Observer
+from embstore_client._core.options import DTYPE_DEFAULT, ON_MISSING_DEFAULT
+from embstore_client._core.plan import Plan
+from embstore_client._core.planner import MAX_IDS
+from embstore_client._core.policies import Hedge, Retries
+from embstore_client._core.query import Bags
+from embstore_client._core.rows import ManyRows, Rows
+from embstore_client._errors import ConnectionFailed, Timeout, Unavailable
 
 
 class AsyncEmbeddingClient:
@@ -123,7 +123,7 @@ class AsyncEmbeddingClient:
 
     async def tables(self, *, timeout_s: float | None = None) -> list[dict[str, Any]]:
         """What is served: see `EmbeddingClient.tables`."""
-        return await self._carrier.call("tables", lambda: only(_protocol.build_tables()), timeout_s)
+        return await self._carrier.call("tables", lambda: only(protocol.build_tables()), timeout_s)
 
     async def ready(self, *, timeout_s: float | None = None) -> bool:
         """Whether lookups are being answered now: see `EmbeddingClient.ready`."""

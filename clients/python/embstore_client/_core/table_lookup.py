@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._bags import Asked
-from ._decode import widened
-from ._near_cache import Hits, NearCache
-from ._pieces import Part, Piece, cut, join
-from ._plan import Plan
-from ._protocol import Request, build_lookup
-from ._rows import Rows
+from embstore_client._core.chunks import Part, Piece, cut, join
+from embstore_client._core.decode import widened
+from embstore_client._core.near_cache import Hits, NearCache
+from embstore_client._core.plan import Plan
+from embstore_client._core.protocol import Request, build_lookup
+from embstore_client._core.query import Asked
+from embstore_client._core.rows import Rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)

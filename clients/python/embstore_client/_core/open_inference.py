@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._bags import Asked
-from ._decode import check_answered, digits
-from ._errors import ProtocolError
-from ._options import segment
-from ._protocol import OCTETS, Reply, Request, check_ok, check_release, load_json, sizes_of
-from ._rows import ManyRows, Rows
+from embstore_client._core.decode import check_answered, digits
+from embstore_client._core.options import segment
+from embstore_client._core.protocol import OCTETS, Reply, Request, check_ok, check_release, load_json, sizes_of
+from embstore_client._core.query import Asked
+from embstore_client._core.rows import ManyRows, Rows
+from embstore_client._errors import ProtocolError
 
 MODEL = "embstore"
 HEAD_LENGTH = "inference-header-content-length"

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._errors import ProtocolError
-from ._rows import Rows
+from embstore_client._core.rows import Rows
+from embstore_client._errors import ProtocolError
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),

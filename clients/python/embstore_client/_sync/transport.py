@@ -20,8 +20,8 @@ from typing import Any
 import httpcore
 import httpx
 
-from ._deadline import Patience, Seconds
-from ._idle import KEEPALIVE_S, MAX_CONNECTIONS, NO_ROOM, Idle, Place
+from embstore_client._core.connections import KEEPALIVE_S, MAX_CONNECTIONS, NO_ROOM, Idle, Place
+from embstore_client._core.deadline import Patience, Seconds
 
 SocketOptions = Iterable[tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]]
 

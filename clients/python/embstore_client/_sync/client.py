@@ -10,9 +10,8 @@ from typing import Any
 import httpx
 from numpy.typing import NDArray
 
-from . import _protocol
-from ._bags import Bags
-from ._clients import (
+from embstore_client._core import protocol
+from embstore_client._core.client_core import (
     DEFAULT_BASE_URL,
     DEFAULT_TIMEOUT_S,
     Shared,
@@ -20,17 +19,18 @@ from ._clients import (
     plan_ready,
     ssl_context_for,
 )
-from ._errors import ConnectionFailed, Timeout, Unavailable
-from ._ids import Ids
-from ._near_cache import NearCache
-from ._observe import Observer
-from ._options import DTYPE_DEFAULT, ON_MISSING_DEFAULT
-from ._plan import Plan
-from ._planner import MAX_IDS
-from ._rows import ManyRows, Rows
-from ._settings import Hedge, Retries
-from ._threads import Threads
-from ._transport import DeadlineTransport
+from embstore_client._core.ids import Ids
+from embstore_client._core.near_cache import NearCache
+from embstore_client._core.observer import Observer
+from embstore_client._core.options import DTYPE_DEFAULT, ON_MISSING_DEFAULT
+from embstore_client._core.plan import Plan
+from embstore_client._core.planner import MAX_IDS
+from embstore_client._core.policies import Hedge, Retries
+from embstore_client._core.query import Bags
+from embstore_client._core.rows import ManyRows, Rows
+from embstore_client._errors import ConnectionFailed, Timeout, Unavailable
+from embstore_client._sync.attempts import Threads
+from embstore_client._sync.transport import DeadlineTransport
 
 
 class EmbeddingClient:
@@ -182,7 +182,7 @@ class EmbeddingClient:
         Raises:
             ServiceError, ConnectionFailed, Timeout, ProtocolError: as in `lookup`.
         """
-        return self._carrier.call("tables", lambda: only(_protocol.build_tables()), timeout_s)
+        return self._carrier.call("tables", lambda: only(protocol.build_tables()), timeout_s)
 
     def ready(self, *, timeout_s: float | None = None) -> bool:
         """Whether lookups are being answered now, at one address at least; False too where nobody answers at all.

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import httpx
 
-from ._errors import EmbstoreError
+from embstore_client._errors import EmbstoreError
 
 _PHASES = ("connect", "read", "write", "pool")
 _SHORTEST_WAIT_S = 0.001  # a socket timeout of 0 would mean "do not block", which is another error

@@ -7,13 +7,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from ._bags import Asked, Bags, asked_of, bags_of_call
-from ._errors import TooLarge, TooManyIds
-from ._ids import Ids
-from ._many_tables import ManyCall
-from ._near_cache import NearCache
-from ._one_table import TableCall
-from ._options import (
+from embstore_client._core.ids import Ids
+from embstore_client._core.near_cache import NearCache
+from embstore_client._core.options import (
     DTYPE_DEFAULT,
     ON_MISSING_DEFAULT,
     check_dtype,
@@ -22,9 +18,13 @@ from ._options import (
     lookup_path,
     segment,
 )
-from ._plan import Plan, the_only_answer
-from ._protocol import build_lookup
-from ._rows import ManyRows, Rows
+from embstore_client._core.plan import Plan, the_only_answer
+from embstore_client._core.protocol import build_lookup
+from embstore_client._core.query import Asked, Bags, asked_of, bags_of_call
+from embstore_client._core.release_lookup import ManyCall
+from embstore_client._core.rows import ManyRows, Rows
+from embstore_client._core.table_lookup import TableCall
+from embstore_client._errors import TooLarge, TooManyIds
 
 T = TypeVar("T")
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ._bags import Asked
-from ._decode import widened, wire_rows
-from ._errors import ProtocolError, TooManyIds
-from ._rows import Rows
+from embstore_client._core.decode import widened, wire_rows
+from embstore_client._core.query import Asked
+from embstore_client._core.rows import Rows
+from embstore_client._errors import ProtocolError, TooManyIds
 
 Places: TypeAlias = slice | NDArray[np.int64]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
-from ._errors import TooLarge
-from ._protocol import Request
+from embstore_client._core.protocol import Request
+from embstore_client._errors import TooLarge
 
 T = TypeVar("T")
 

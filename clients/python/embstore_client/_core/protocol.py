@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from ._bags import Asked, Given, asked_of
-from ._decode import rows_from_json, rows_from_octets
-from ._errors import ProtocolError, TooLarge
-from ._options import (
+from embstore_client._core.decode import rows_from_json, rows_from_octets
+from embstore_client._core.options import (
     DTYPE_DEFAULT,
     ON_MISSING_DEFAULT,
     check_dtype,
@@ -24,8 +22,10 @@ from ._options import (
     lookup_query,
     segment,
 )
-from ._problem import parse_problem
-from ._rows import ManyRows, Rows
+from embstore_client._core.problem import parse_problem
+from embstore_client._core.query import Asked, Given, asked_of
+from embstore_client._core.rows import ManyRows, Rows
+from embstore_client._errors import ProtocolError, TooLarge
 
 T_co = TypeVar("T_co", covariant=True)
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from ._bags import Asked
-from ._errors import ProtocolError
-from ._infer import build_infer_many, suits
-from ._pieces import Part, Piece, join, pack
-from ._plan import Plan, the_only_answer
-from ._protocol import Request, build_lookup_many
-from ._rows import ManyRows, Rows
+from embstore_client._core.chunks import Part, Piece, join, pack
+from embstore_client._core.open_inference import build_infer_many, suits
+from embstore_client._core.plan import Plan, the_only_answer
+from embstore_client._core.protocol import Request, build_lookup_many
+from embstore_client._core.query import Asked
+from embstore_client._core.rows import ManyRows, Rows
+from embstore_client._errors import ProtocolError
 
 _Pack: TypeAlias = dict[str, Piece]
 _Answered: TypeAlias = tuple[_Pack, ManyRows]

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ._ids import INT64, Ids, normalize_ids
+from embstore_client._core.ids import INT64, Ids, normalize_ids
 
 POOLINGS = ("sum", "mean", "max")
 POOLING_DEFAULT = "mean"

@@ -11,8 +11,8 @@ import anyio
 import httpcore
 import httpx
 
-from ._idle import KEEPALIVE_S, MAX_CONNECTIONS, Idle, Place
-from ._transport import core_request
+from embstore_client._core.connections import KEEPALIVE_S, MAX_CONNECTIONS, Idle, Place
+from embstore_client._sync.transport import core_request
 
 
 class AsyncTransport(httpx.AsyncBaseTransport):
