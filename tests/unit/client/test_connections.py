@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from embstore_client import AsyncEmbeddingClient, EmbeddingClient, Retries, Timeout
-from embstore_client._core.connections import KEEPALIVE_S, MAX_CONNECTIONS, Idle, Place
+from embstore_client._core.connections import KEEPALIVE_S, MAX_CONNECTIONS, Endpoint, IdleConnections
 from support.scripted import (
     Either,
     Exchange,
@@ -109,7 +109,7 @@ def test_calls_that_end_badly_give_their_place_back() -> None:
 def test_calls_that_time_out_one_by_one_give_their_place_back() -> None:
     """The same of the sync client, whose places are few here."""
     with scripted(*[stall] * 3) as server, EmbeddingClient(server.url, retries=ONCE) as client:
-        transport: Any = client._carrier._transport
+        transport: Any = client._executor._transport
         for _ in range(MAX_CONNECTIONS - 1):
             transport._room.acquire()
         for _ in range(3):
@@ -124,7 +124,7 @@ def test_a_call_that_finds_no_connection_free_says_so(kind: str) -> None:
     with scripted() as server:
         if kind == "sync":
             with EmbeddingClient(server.url) as client:
-                transport: Any = client._carrier._transport
+                transport: Any = client._executor._transport
                 for _ in range(MAX_CONNECTIONS):
                     transport._room.acquire()
                 with pytest.raises(Timeout, match=said):
@@ -133,7 +133,7 @@ def test_a_call_that_finds_no_connection_free_says_so(kind: str) -> None:
 
             async def run() -> None:
                 async with AsyncEmbeddingClient(server.url) as client:
-                    transport: Any = client._carrier._transport
+                    transport: Any = client._executor._transport
                     for _ in range(MAX_CONNECTIONS):
                         await transport._room.acquire()
                     with pytest.raises(Timeout, match=said):
@@ -159,8 +159,8 @@ class Kept:
 def test_what_is_too_many_grows_old() -> None:
     """The connection used last is used next; those at the bottom are closed when they have waited too long."""
     now, spoilt = [0.0], []
-    idle: Idle[Kept] = Idle(lambda: now[0])
-    here, there = (Place((b"http", host, 80), None) for host in (b"a", b"b"))
+    idle: IdleConnections[Kept] = IdleConnections(lambda: now[0])
+    here, there = (Endpoint((b"http", host, 80), None) for host in (b"a", b"b"))
     first, second, third = Kept(), Kept(), Kept()
     assert [idle.put(here, one) for one in (first, second)] == [None, None]
     assert idle.take(there, spoilt) is None

@@ -13,7 +13,7 @@ import pytest
 from embstore_client import ConnectionFailed, EmbeddingClient, Overloaded, ProtocolError, Retries, Timeout, Unavailable
 from embstore_client._core.attempts import Attempt, Attempts, Traffic
 from embstore_client._core.deadline import Deadline
-from embstore_client._core.token_bucket import Budget
+from embstore_client._core.token_bucket import TokenBucket
 from support.scripted import (
     Act,
     Either,
@@ -158,7 +158,7 @@ def test_retries_do_not_double_an_overload() -> None:
 
 def test_a_seldom_caller_may_retry_too() -> None:
     """The budget refills with time as well, up to what may be saved up."""
-    budget = Budget(0.1, per_s=2.0, burst=3.0, initial=1.0)
+    budget = TokenBucket(0.1, per_s=2.0, burst=3.0, initial=1.0)
     assert [budget.take(0.0), budget.take(0.0), budget.take(0.4), budget.take(0.5)] == [True, False, False, True]
     assert [budget.take(100.0) for _ in range(4)] == [True, True, True, False]
 

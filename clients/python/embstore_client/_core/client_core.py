@@ -45,7 +45,7 @@ FAULTS = (
 """What a transport raises."""
 
 
-class Shared:
+class ClientCore:
     """One client without its network."""
 
     def __init__(
@@ -97,14 +97,14 @@ class Shared:
         """The attempts of one request."""
         return Attempts(self.traffic, deadline, self.traffic.retries)
 
-    def attempts_at_all(self, deadline: Deadline) -> Attempts:
+    def attempts_at_each_address(self, deadline: Deadline) -> Attempts:
         """One attempt at each address until one answers."""
         return EachAddress(self.traffic, deadline)
 
     def http_request(self, request: Request[T], attempt: Attempt) -> httpx.Request:
         """One attempt as httpx sends it."""
         url, uds = url_and_socket(attempt.address.url, request.target)
-        timeout_ms = math.ceil(attempt.patience.timeout_s * 1000)
+        timeout_ms = math.ceil(attempt.timeouts.timeout_s * 1000)
         headers = [
             (b"host", url.netloc),
             *self._headers,
@@ -121,7 +121,7 @@ class Shared:
             url,
             headers=headers,
             stream=httpx.ByteStream(request.body),
-            extensions={"timeout": attempt.patience, "uds": uds},
+            extensions={"timeout": attempt.timeouts, "uds": uds},
         )
 
     def parse(self, request: Request[T], response: httpx.Response, chunks: list[bytes]) -> T:
@@ -139,7 +139,7 @@ class Shared:
         if isinstance(fault, httpx.TimeoutException | httpcore.TimeoutException | TimeoutError):
             if isinstance(fault, httpx.ConnectTimeout | httpcore.ConnectTimeout) and deadline.left() > 0:
                 return Timeout(f"no connection to {url} in time: {why}", timeout_s=deadline.timeout_s)
-            if attempt.patience.queues:
+            if attempt.timeouts.queues:
                 return Timeout(f"{NO_ROOM}, for {deadline.timeout_s:g} s", timeout_s=deadline.timeout_s)
             return late(attempt.address, deadline)
         if isinstance(fault, httpx.DecodingError):

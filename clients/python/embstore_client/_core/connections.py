@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import httpcore
+import httpx
 
 # Idle connections go after 30 s, before the server (75 s) or a proxy (often 60 s) closes its side: a call sent
 # into that closing would fail.
@@ -19,17 +20,17 @@ MAX_CONNECTIONS = 100
 NO_ROOM = f"all {MAX_CONNECTIONS} connections of this client were in use"
 
 
-class Place(NamedTuple):
+class Endpoint(NamedTuple):
     """Where a connection leads to: an origin, reached over TCP, or over the Unix-domain socket `uds`."""
 
     origin: tuple[bytes, bytes, int]
     uds: str | None
 
     @staticmethod
-    def of(request: httpcore.Request) -> Place:
+    def of(request: httpcore.Request) -> Endpoint:
         """Where a request is to go."""
         origin = request.url.origin
-        return Place((origin.scheme, origin.host, origin.port), request.extensions.get("uds"))
+        return Endpoint((origin.scheme, origin.host, origin.port), request.extensions.get("uds"))
 
 
 class Connection(Protocol):
@@ -43,7 +44,7 @@ class Connection(Protocol):
 C = TypeVar("C", bound=Connection)
 
 
-class Idle(Generic[C]):
+class IdleConnections(Generic[C]):
     """Stacks of connections, one for each place: the one used last is used next, so those too many grow old.
 
     Any thread may call: each step is one operation on a list.
@@ -51,11 +52,11 @@ class Idle(Generic[C]):
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._stacks: dict[Place, list[tuple[float, C]]] = {}
+        self._stacks: dict[Endpoint, list[tuple[float, C]]] = {}
 
-    def take(self, place: Place, spoilt: list[C]) -> C | None:
+    def take(self, endpoint: Endpoint, spoilt: list[C]) -> C | None:
         """A connection to use, None where there is none; what can be used no more goes to `spoilt`, to be closed."""
-        stack = self._stacks.get(place)
+        stack = self._stacks.get(endpoint)
         while stack:
             try:
                 _, connection = stack.pop()
@@ -66,11 +67,11 @@ class Idle(Generic[C]):
             spoilt.append(connection)
         return None
 
-    def put(self, place: Place, connection: C) -> C | None:
+    def put(self, endpoint: Endpoint, connection: C) -> C | None:
         """Keep a connection whose call has ended. One that is to be closed comes back: it, or one that grew old."""
         if not connection.is_available():
             return connection
-        stack = self._stacks.setdefault(place, [])
+        stack = self._stacks.setdefault(endpoint, [])
         now = self._clock()
         stack.append((now, connection))
         if stack[0][0] < now - KEEPALIVE_S:
@@ -81,3 +82,15 @@ class Idle(Generic[C]):
         """All of them, to be closed."""
         stacks, self._stacks = self._stacks, {}
         return [connection for stack in stacks.values() for _, connection in stack]
+
+
+def core_request(request: httpx.Request) -> httpcore.Request:
+    """The same for httpcore."""
+    url = request.url
+    return httpcore.Request(
+        request.method,
+        httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+        headers=request.headers.raw,
+        content=request.stream,
+        extensions=request.extensions,
+    )

@@ -1,4 +1,4 @@
-"""The client for threads: the attempts of a call carried over blocking sockets."""
+"""The client for threads: calls over blocking sockets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from embstore_client._core import protocol
 from embstore_client._core.client_core import (
     DEFAULT_BASE_URL,
     DEFAULT_TIMEOUT_S,
-    Shared,
+    ClientCore,
     only,
     plan_ready,
     ssl_context_for,
@@ -29,7 +29,7 @@ from embstore_client._core.policies import Hedge, Retries
 from embstore_client._core.query import Bags
 from embstore_client._core.rows import ManyRows, Rows
 from embstore_client._errors import ConnectionFailed, Timeout, Unavailable
-from embstore_client._sync.attempts import Threads
+from embstore_client._sync.attempts import Executor
 from embstore_client._sync.transport import DeadlineTransport
 
 
@@ -76,7 +76,7 @@ class EmbeddingClient:
         verify: bool | str | ssl.SSLContext = True,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._shared = shared = Shared(
+        self._core = core = ClientCore(
             base_url,
             timeout_s=timeout_s,
             api_key=api_key,
@@ -87,8 +87,8 @@ class EmbeddingClient:
             max_ids=max_ids,
             observer=observer,
         )
-        self._carrier = Threads(shared, transport or DeadlineTransport(ssl_context_for(shared.base_urls, verify)))
-        shared.claim_cache()
+        self._executor = Executor(core, transport or DeadlineTransport(ssl_context_for(core.base_urls, verify)))
+        core.claim_cache()
 
     def lookup(
         self,
@@ -132,7 +132,7 @@ class EmbeddingClient:
         """
 
         def plan() -> Plan[Rows]:
-            return self._shared.planner.lookup(
+            return self._core.planner.lookup(
                 table,
                 ids,
                 version=version,
@@ -144,7 +144,7 @@ class EmbeddingClient:
                 weights=weights,
             )
 
-        return self._carrier.call("lookup", plan, timeout_s)
+        return self._executor.call("lookup", plan, timeout_s)
 
     def lookup_many(
         self,
@@ -172,9 +172,9 @@ class EmbeddingClient:
         """
 
         def plan() -> Plan[ManyRows]:
-            return self._shared.planner.lookup_many(ids_by_table, release=release, on_missing=on_missing, dtype=dtype)
+            return self._core.planner.lookup_many(ids_by_table, release=release, on_missing=on_missing, dtype=dtype)
 
-        return self._carrier.call("lookup_many", plan, timeout_s)
+        return self._executor.call("lookup_many", plan, timeout_s)
 
     def tables(self, *, timeout_s: float | None = None) -> list[dict[str, Any]]:
         """What is served: one dict a table, as the server describes it.
@@ -182,7 +182,7 @@ class EmbeddingClient:
         Raises:
             ServiceError, ConnectionFailed, Timeout, ProtocolError: as in `lookup`.
         """
-        return self._carrier.call("tables", lambda: only(protocol.build_tables()), timeout_s)
+        return self._executor.call("tables", lambda: only(protocol.build_tables()), timeout_s)
 
     def ready(self, *, timeout_s: float | None = None) -> bool:
         """Whether lookups are being answered now, at one address at least; False too where nobody answers at all.
@@ -191,13 +191,13 @@ class EmbeddingClient:
             ServiceError, ProtocolError: something answers under `base_url`, but not an embstore.
         """
         try:
-            return self._carrier.call("ready", plan_ready, timeout_s, self._shared.attempts_at_all)
+            return self._executor.call("ready", plan_ready, timeout_s, self._core.attempts_at_each_address)
         except (ConnectionFailed, Timeout, Unavailable):
             return False
 
     def close(self) -> None:
         """Closes the connections; calls under way raise `ConnectionFailed`, the client cannot be used afterwards."""
-        self._carrier.close()
+        self._executor.close()
 
     def __enter__(self) -> EmbeddingClient:
         return self
@@ -208,4 +208,4 @@ class EmbeddingClient:
         self.close()
 
     def __repr__(self) -> str:
-        return self._shared.describe("EmbeddingClient")
+        return self._core.describe("EmbeddingClient")

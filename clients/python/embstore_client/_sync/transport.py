@@ -20,8 +20,15 @@ from typing import Any
 import httpcore
 import httpx
 
-from embstore_client._core.connections import KEEPALIVE_S, MAX_CONNECTIONS, NO_ROOM, Idle, Place
-from embstore_client._core.deadline import Patience, Seconds
+from embstore_client._core.connections import (
+    KEEPALIVE_S,
+    MAX_CONNECTIONS,
+    NO_ROOM,
+    Endpoint,
+    IdleConnections,
+    core_request,
+)
+from embstore_client._core.deadline import AttemptTimeouts, PhaseTimeout
 
 SocketOptions = Iterable[tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]]
 
@@ -31,24 +38,24 @@ class DeadlineTransport(httpx.BaseTransport):
 
     def __init__(self, ssl_context: ssl.SSLContext | None) -> None:
         self._ssl_context, self._network = ssl_context, _Network()
-        self._idle: Idle[httpcore.ConnectionInterface] = Idle(time.monotonic)
+        self._idle: IdleConnections[httpcore.ConnectionInterface] = IdleConnections(time.monotonic)
         self._room = threading.Semaphore(MAX_CONNECTIONS)
         self._closed = False
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         sent = core_request(request)
-        place = Place.of(sent)
+        endpoint = Endpoint.of(sent)
         wait = _left(request.extensions.get("timeout", {}).get("pool"), httpcore.PoolTimeout)
         if not self._room.acquire(timeout=wait):
             raise httpcore.PoolTimeout(NO_ROOM)
         connection = None
         try:
-            connection = self._take(place)
+            connection = self._take(endpoint)
             response = connection.handle_request(sent)
         except BaseException:
-            self._give_back(place, connection)
+            self._give_back(endpoint, connection)
             raise
-        stream = _Body(response, partial(self._give_back, place, connection))
+        stream = _Body(response, partial(self._give_back, endpoint, connection))
         return httpx.Response(response.status, headers=response.headers, stream=stream)
 
     def close(self) -> None:
@@ -56,42 +63,30 @@ class DeadlineTransport(httpx.BaseTransport):
         for connection in self._idle.clear():
             connection.close()
 
-    def _take(self, place: Place) -> httpcore.ConnectionInterface:
+    def _take(self, endpoint: Endpoint) -> httpcore.ConnectionInterface:
         spoilt: list[httpcore.ConnectionInterface] = []
-        connection = self._idle.take(place, spoilt)
+        connection = self._idle.take(endpoint, spoilt)
         for old in spoilt:
             old.close()
         if connection is not None:
             return connection
         return httpcore.HTTPConnection(
-            httpcore.Origin(*place.origin),
+            httpcore.Origin(*endpoint.origin),
             self._ssl_context,
             keepalive_expiry=KEEPALIVE_S,
-            uds=place.uds,
+            uds=endpoint.uds,
             network_backend=self._network,
         )
 
-    def _give_back(self, place: Place, connection: httpcore.ConnectionInterface | None) -> None:
+    def _give_back(self, endpoint: Endpoint, connection: httpcore.ConnectionInterface | None) -> None:
         """A call has ended, however it did."""
         self._room.release()
         if connection is not None:
-            done = connection if self._closed else self._idle.put(place, connection)
+            done = connection if self._closed else self._idle.put(endpoint, connection)
             if done is not None:
                 done.close()
         if self._closed:  # meanwhile
             self.close()
-
-
-def core_request(request: httpx.Request) -> httpcore.Request:
-    """The same for httpcore."""
-    url = request.url
-    return httpcore.Request(
-        request.method,
-        httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-        headers=request.headers.raw,
-        content=request.stream,
-        extensions=request.extensions,
-    )
 
 
 class _Body(httpx.SyncByteStream):
@@ -191,7 +186,7 @@ class DeadlineStream(httpcore.NetworkStream):
     def __init__(self, inner: httpcore.NetworkStream, timeout: float | None) -> None:
         self._inner = inner
         self._lock = threading.Lock()
-        self._patience: Patience | None = None
+        self._timeouts: AttemptTimeouts | None = None
         self._carries(timeout)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -226,26 +221,26 @@ class DeadlineStream(httpcore.NetworkStream):
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
 
-    def abort(self, patience: Patience) -> None:
-        """Wake the thread that reads or writes here for `patience`; the connection is then closed, not reused."""
+    def abort(self, timeouts: AttemptTimeouts) -> None:
+        """Wake the thread that reads or writes here for `timeouts`; the connection is then closed, not reused."""
         with self._lock:  # by now it may carry another call
-            if self._patience is patience:
+            if self._timeouts is timeouts:
                 with suppress(OSError):  # an `SSLSocket`'s own shutdown would have that thread go on without TLS
                     socket.socket.shutdown(self._inner.get_extra_info("socket"), socket.SHUT_RDWR)
 
     def _carries(self, timeout: float | None) -> None:
-        patience = timeout.patience if isinstance(timeout, Seconds) else None
-        if patience is self._patience:
+        timeouts = timeout.timeouts if isinstance(timeout, PhaseTimeout) else None
+        if timeouts is self._timeouts:
             return
         with self._lock:
-            self._patience = patience
-        if patience is not None:
-            patience.travels_on(self)
+            self._timeouts = timeouts
+        if timeouts is not None:
+            timeouts.attach(self)
 
 
 def _left(timeout: float | None, late: type[Exception]) -> float | None:
     """What remains now of a timeout that was given out earlier; raises `late` where nothing does."""
-    if not isinstance(timeout, Seconds):
+    if not isinstance(timeout, PhaseTimeout):
         return timeout
     left = timeout.left()
     if left <= 0:
