@@ -304,6 +304,9 @@ def serve(
     store: Annotated[Path | None, typer.Option(help="Folder of the store that is served.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on. Default 8000.")] = None,
+    uds: Annotated[
+        Path | None, typer.Option(help="Unix-domain socket to listen on; TCP then only with --port.")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that serve, sharing port and tables. Default 1.")
     ] = None,
@@ -319,7 +322,7 @@ def serve(
     Settings not given come from EMBSTORE_<NAME>, then the file EMBSTORE_CONFIG names.
     """
     given = {"store": store, "host": host, "port": port, "workers": workers, "device": device}
-    given |= {"redis": redis, "cache": cache, "log_level": log_level}
+    given |= {"uds": uds, "redis": redis, "cache": cache, "log_level": log_level}
     run_server(**given, **_other_flags(context.args))
 
 
