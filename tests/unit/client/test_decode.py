@@ -15,7 +15,7 @@ from support.client_cases import GOLDEN_ROWS, as_json, entry, octets
 
 
 def read(reply: Reply, n: int = 2, **options: Any) -> Rows:
-    return parse_lookup(reply, **{"table": "item", "num_ids": n, "dtype": "float32"} | options)
+    return parse_lookup(reply, **{"table": "item", "num_ids": n, "num_rows": n, "dtype": "float32"} | options)
 
 
 def test_golden_rows_are_read() -> None:

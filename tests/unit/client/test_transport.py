@@ -49,20 +49,17 @@ def test_the_addresses_of_a_name_share_the_time_to_connect(monkeypatch: pytest.M
     """However many dead addresses a name has, they cost no more than connecting may."""
     now, tried = [100.0], []
 
-    class Dead:
-        def connect_tcp(self, address: str, port: int, seconds: float, *_: Any) -> Any:
-            del port
-            tried.append((address, seconds))
-            now[0] += seconds
-            raise httpcore.ConnectTimeout
+    def dead(address: tuple[str, int], seconds: float) -> Any:
+        tried.append((address[0], seconds))
+        now[0] += seconds
+        raise TimeoutError
 
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"10.0.0.{i}", 80)) for i in range(3)]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    network = _Network()
-    network._inner = Dead()  # type: ignore[assignment]
+    monkeypatch.setattr(socket, "create_connection", dead)
     timeout = AttemptTimeouts(Deadline(6.0, lambda: now[0]), connect_share=0.5)["connect"]
     with pytest.raises(httpcore.ConnectTimeout):
-        network.connect_tcp("rank.example", 80, timeout)
+        _Network().connect_tcp("rank.example", 80, timeout)
     assert tried == [("10.0.0.0", 1.0), ("10.0.0.1", 1.0), ("10.0.0.2", 1.0)]
 
 
@@ -79,7 +76,7 @@ def test_a_server_that_reads_slowly_does_not_outlast_the_timeout() -> None:
     reader = threading.Thread(target=sip)
     with theirs:
         reader.start()
-        stream = DeadlineStream(httpcore._backends.sync.SyncStream(ours), None)
+        stream = DeadlineStream(ours, None)
         with pytest.raises(httpcore.WriteTimeout):
             stream.write(bytes(1 << 24), AttemptTimeouts(Deadline(0.2))["write"])
         assert reader.is_alive()
@@ -93,7 +90,7 @@ def test_ending_a_tls_connection_does_not_lay_it_bare() -> None:
     with theirs:
         tls = ssl.create_default_context().wrap_socket(ours, do_handshake_on_connect=False, server_hostname="localhost")
         timeouts = AttemptTimeouts(Deadline(LONG_S))
-        stream = DeadlineStream(httpcore._backends.sync.SyncStream(tls), timeouts["connect"])
+        stream = DeadlineStream(tls, timeouts["connect"])
         timeouts.cancel()
         assert stream.get_extra_info("ssl_object") is not None
         assert theirs.recv(1) == b""

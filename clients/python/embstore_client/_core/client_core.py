@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import TypeVar
@@ -77,9 +78,23 @@ class ClientCore:
             headers["authorization"] = f"Bearer {_check_api_key(api_key)}"
         self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
 
-    def deadline(self, timeout_s: float | None) -> Deadline:
-        """The deadline of a call that starts now."""
-        return Deadline(self.timeout_s if timeout_s is None else check_timeout(timeout_s), self.traffic.clock)
+    @contextmanager
+    def call(self, operation: str, timeout_s: float | None) -> Iterator[Deadline]:
+        """One call from now to its deadline; the observer hears how it ended."""
+        deadline = Deadline(self.timeout_s if timeout_s is None else check_timeout(timeout_s), self.traffic.clock)
+        failure: BaseException | None = None
+        try:
+            yield deadline
+        except GivenUp as given_up:
+            failure = given_up.error
+            raise given_up.error from given_up.__cause__
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            if self.traffic.observer is not None:
+                seconds = deadline.timeout_s - deadline.left()
+                self.traffic.tell("call_ended", operation=operation, seconds=seconds, reason=reason_of(failure))
 
     def claim_cache(self) -> None:
         """The last step of making a client, for what fails before must leave the near-cache to the next one."""
@@ -145,12 +160,6 @@ class ClientCore:
         if isinstance(fault, httpx.DecodingError):
             return ProtocolError(f"the answer from {url} cannot be decoded: {why}")
         return ConnectionFailed(f"no whole answer from {url}: {why}")
-
-    def call_ended(self, operation: str, deadline: Deadline, error: BaseException | None) -> None:
-        """A call returned, or raised."""
-        if self.traffic.observer is not None:
-            seconds = deadline.timeout_s - deadline.left()
-            self.traffic.tell("call_ended", operation=operation, seconds=seconds, reason=reason_of(error))
 
     def describe(self, name: str) -> str:
         """The client's repr; a key is not in it."""

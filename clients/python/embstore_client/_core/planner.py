@@ -14,13 +14,10 @@ from embstore_client._core.options import (
     ON_MISSING_DEFAULT,
     check_dtype,
     check_on_missing,
-    check_version,
-    lookup_path,
     segment,
 )
 from embstore_client._core.plan import Plan, the_only_answer
-from embstore_client._core.protocol import build_lookup
-from embstore_client._core.query import Bags, Query, bags_of_call, query_of
+from embstore_client._core.query import Bags, bags_of_call, query_of
 from embstore_client._core.release_lookup import ReleaseLookup
 from embstore_client._core.rows import ManyRows, Rows
 from embstore_client._core.table_lookup import TableLookup
@@ -79,31 +76,18 @@ class Planner:
         """
         on_missing = self.on_missing if on_missing is None else on_missing
         query = query_of(bags_of_call(ids, offsets, pooling, weights))
-        return self._lookup(table, query, version, label, on_missing, dtype, self.max_ids)
-
-    def _lookup(
-        self,
-        table: str,
-        query: Query,
-        version: int | None,
-        label: str | None,
-        on_missing: str,
-        dtype: str,
-        limit: int,
-    ) -> Plan[Rows]:
-        smaller = partial(self._smaller, partial(self._lookup, table, query, version, label, on_missing, dtype))
-        if self._learned:
-            limit = min(limit, self._learned.get(table, limit))
         cache = self.near_cache if query.offsets is None and not isinstance(query.ids, list) else None
-        if cache is None and query.size <= limit:
-            request = build_lookup(table, query, version=version, label=label, on_missing=on_missing, dtype=dtype)
-            return Plan((request,), the_only_answer, smaller)
-        check_on_missing(on_missing)
-        check_dtype(dtype)
-        version = None if version is None else check_version(version)
-        lookup_path(table, version, label)
-        call = TableLookup(table, query.copy(), version, label, on_missing, dtype, limit, self.clock(), cache)
-        plan = call.plan_whole() if cache is None or not query.size else call.plan_cached(cache)
+        call = TableLookup(table, query, version, label, on_missing, dtype, self.max_ids, self.clock(), cache)
+        return self._lookup(call, self.max_ids)
+
+    def _lookup(self, call: TableLookup, limit: int) -> Plan[Rows]:
+        smaller = partial(self._smaller, partial(self._lookup, call))
+        if self._learned:
+            limit = min(limit, self._learned.get(call.table, limit))
+        if call.cache is None and call.query.size <= limit:
+            return Plan((call.request(call.query),), the_only_answer, smaller)
+        call = call.checked(limit, self.clock())
+        plan = call.plan_whole() if call.cache is None or not call.query.size else call.plan_cached(call.cache)
         return Plan(plan.requests, plan.merge, smaller, plan.hits, plan.misses)
 
     def lookup_many(

@@ -84,19 +84,16 @@ def build_lookup(
         version = check_version(version)
     path = lookup_path(table, version, label)
     query = query_of(ids)
-    if query.offsets is None:
-        parse = partial(parse_lookup, table=table, num_ids=len(query.ids), dtype=dtype, version=version)
-        if not isinstance(query.ids, list):
-            target = path + lookup_query(on_missing, dtype)
-            return Request("POST", target, _BINARY_HEADERS, query.ids.tobytes(), parse)
-    else:
-        num_ids, num_rows = len(query.ids), len(query.offsets)
-        parse = partial(parse_lookup, table=table, num_ids=num_ids, num_rows=num_rows, dtype=dtype, version=version)
+    num_ids, num_rows = len(query.ids), query.num_rows
+    parse = partial(parse_lookup, table=table, num_ids=num_ids, num_rows=num_rows, dtype=dtype, version=version)
+    if query.offsets is None and not isinstance(query.ids, list):
+        target = path + lookup_query(on_missing, dtype)
+        return Request("POST", target, _BINARY_HEADERS, query.ids.tobytes(), parse)
     return Request("POST", path, _KEYS_HEADERS, _dump(_fields(query, on_missing, dtype)), parse)
 
 
 def parse_lookup(
-    reply: Reply, *, table: str, num_ids: int, dtype: str, version: int | None = None, num_rows: int | None = None
+    reply: Reply, *, table: str, num_ids: int, num_rows: int, dtype: str, version: int | None = None
 ) -> Rows:
     """The rows in a lookup's answer, without copying them; an answer that is not exactly right is refused.
 
@@ -104,7 +101,7 @@ def parse_lookup(
         ServiceError: the server answered with an error; the subclass says which.
         ProtocolError: the answer is truncated, mislabelled, or to another question.
     """
-    kind = check_ok(reply, table, num_ids if num_rows is None else max(num_ids, num_rows))
+    kind = check_ok(reply, table, max(num_ids, num_rows))
     if kind == OCTETS:
         return rows_from_octets(
             reply.headers, reply.body, num_ids=num_ids, num_rows=num_rows, dtype=dtype, version=version

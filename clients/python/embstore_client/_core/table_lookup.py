@@ -7,7 +7,7 @@ between, or the near-cache knew an older one), what is not from the newest is as
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from embstore_client._core.chunks import AnsweredChunk, Chunk, cut, join
 from embstore_client._core.decode import widened
 from embstore_client._core.near_cache import Hits, NearCache
+from embstore_client._core.options import check_dtype, check_on_missing, check_version, lookup_path
 from embstore_client._core.plan import Plan
 from embstore_client._core.protocol import Request, build_lookup
 from embstore_client._core.query import Query
@@ -25,7 +26,7 @@ from embstore_client._core.rows import Rows
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TableLookup:
-    """One lookup, checked. `began` is when, which is how old the news in its answers are at most."""
+    """One lookup. `began` is when, which is how old the news in its answers are at most."""
 
     table: str
     query: Query
@@ -37,17 +38,25 @@ class TableLookup:
     began: float
     cache: NearCache | None
 
-    def request(self, chunk: Chunk, pinned: int | None) -> Request[Rows]:
+    def checked(self, limit: int, began: float) -> TableLookup:
+        """The same for requests of at most `limit` ids, in memory of its own; ValueError where it names no path."""
+        check_on_missing(self.on_missing)
+        check_dtype(self.dtype)
+        version = None if self.version is None else check_version(self.version)
+        lookup_path(self.table, version, self.label)
+        return replace(self, query=self.query.copy(), version=version, limit=limit, began=began)
+
+    def request(self, query: Query, pinned: int | None = None) -> Request[Rows]:
         version, label = (self.version, self.label) if pinned is None else (pinned, None)
         return build_lookup(
-            self.table, chunk.query, version=version, label=label, on_missing=self.on_missing, dtype=self.dtype
+            self.table, query, version=version, label=label, on_missing=self.on_missing, dtype=self.dtype
         )
 
     def chunks(self, query: Query, places: NDArray[np.int64] | None = None) -> list[Chunk]:
         return cut(query, self.limit, self.table, places)
 
     def plan(self, asking: list[Chunk], known: list[AnsweredChunk], pinned: int | None = None) -> Plan[Rows]:
-        requests = tuple(self.request(chunk, pinned) for chunk in asking)
+        requests = tuple(self.request(chunk.query, pinned) for chunk in asking)
         return Plan(requests, partial(self.merge, asking, known))
 
     def merge(self, asking: list[Chunk], known: list[AnsweredChunk], answers: Sequence[Rows]) -> Rows | Plan[Rows]:

@@ -13,7 +13,7 @@ import httpx
 
 from embstore_client._core.attempts import Attempt, Attempts
 from embstore_client._core.client_core import FAULTS, ClientCore, given_up_by_close
-from embstore_client._core.deadline import Deadline, GivenUp
+from embstore_client._core.deadline import Deadline
 from embstore_client._core.plan import Plan
 from embstore_client._core.protocol import Request
 from embstore_client._errors import EmbstoreError, Timeout, TooLarge
@@ -81,14 +81,8 @@ class Executor:
         """What the plan of a call makes, within the deadline."""
         if self._all.ended:
             raise RuntimeError("the client is closed")
-        deadline = self._core.deadline(timeout_s)
-        try:
-            result = self._planned(make, deadline, attempts or self._core.attempts)
-        except BaseException as error:
-            self._core.call_ended(operation, deadline, error)
-            raise
-        self._core.call_ended(operation, deadline, None)
-        return result
+        with self._core.call(operation, timeout_s) as deadline:
+            return self._planned(make, deadline, attempts or self._core.attempts)
 
     def _planned(self, make: Callable[[], Plan[T]], deadline: Deadline, attempts: Callable[[Deadline], Attempts]) -> T:
         """Carry out what `make` plans; in smaller chunks where the server refuses large ones."""
@@ -98,8 +92,6 @@ class Executor:
                 return self._execute(plan, deadline, attempts)
             except TooLarge as error:
                 plan = plan.smaller(error)
-            except GivenUp as given_up:
-                raise given_up.error from given_up.__cause__
 
     def _execute(self, plan: Plan[T], deadline: Deadline, attempts: Callable[[Deadline], Attempts]) -> T:
         while True:

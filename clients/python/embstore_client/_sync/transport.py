@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -109,18 +109,15 @@ def _nothing() -> None:
 
 
 class _Network(httpcore.NetworkBackend):
-    """Connections whose every wait asks what is left."""
-
-    def __init__(self) -> None:
-        self._inner = httpcore.SyncBackend()
+    """Connections whose every wait asks what is left; httpcore's own leave a socket open that could not connect."""
 
     def connect_tcp(
         self,
         host: str,
         port: int,
         timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: SocketOptions | None = None,
+        local_address: str | None = None,  # noqa: ARG002
+        socket_options: SocketOptions | None = None,  # noqa: ARG002
     ) -> httpcore.NetworkStream:
         """Connect to the first address of `host` that answers; they share the time, so a dead one costs its part."""
         try:
@@ -132,8 +129,10 @@ class _Network(httpcore.NetworkBackend):
             left = _left(timeout, httpcore.ConnectTimeout)
             share = None if left is None else left / untried
             try:
-                inner = self._inner.connect_tcp(addresses[-untried], port, share, local_address, socket_options)
-                return DeadlineStream(inner, timeout)
+                with _errors_as(httpcore.ConnectTimeout, httpcore.ConnectError):
+                    connection = socket.create_connection((addresses[-untried], port), share)
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    return DeadlineStream(connection, timeout)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failed = error
         raise failed
@@ -144,89 +143,74 @@ class _Network(httpcore.NetworkBackend):
         timeout: float | None = None,
         socket_options: SocketOptions | None = None,  # noqa: ARG002
     ) -> httpcore.NetworkStream:
-        connection = socket.socket(socket.AF_UNIX)  # httpcore's own leaves a socket open that could not connect
-        try:
-            connection.settimeout(_left(timeout, httpcore.ConnectTimeout))
-            connection.connect(path)
-        except OSError as error:
-            connection.close()
-            raise httpcore.ConnectError(str(error)) from error
-        return DeadlineStream(_UnixStream(connection), timeout)
-
-
-class _UnixStream(httpcore.NetworkStream):
-    """A connection over a Unix-domain socket: what `DeadlineStream` and httpcore ask of it."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        try:
-            self._connection.settimeout(timeout)
-            return self._connection.recv(max_bytes)
-        except TimeoutError as error:
-            raise httpcore.ReadTimeout(str(error)) from error
-        except OSError as error:
-            raise httpcore.ReadError(str(error)) from error
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def get_extra_info(self, info: str) -> Any:
-        if info == "is_readable":  # while it is idle: the server has hung up
-            poll = select.poll()
-            poll.register(self._connection, select.POLLIN)
-            return bool(poll.poll(0))
-        return self._connection if info == "socket" else None
+        stream = DeadlineStream(socket.socket(socket.AF_UNIX), timeout)
+        stream.connect(path, timeout)
+        return stream
 
 
 class DeadlineStream(httpcore.NetworkStream):
     """A connection whose reads and writes end with the call that it is used for."""
 
-    def __init__(self, inner: httpcore.NetworkStream, timeout: float | None) -> None:
-        self._inner = inner
+    def __init__(self, connection: socket.socket, timeout: float | None) -> None:
+        self._connection = connection
         self._lock = threading.Lock()
         self._timeouts: AttemptTimeouts | None = None
         self._carries(timeout)
 
+    def connect(self, path: str, timeout: float | None) -> None:
+        """Connect a Unix-domain socket."""
+        try:
+            with _errors_as(httpcore.ConnectTimeout, httpcore.ConnectError):
+                self._connection.settimeout(_left(timeout, httpcore.ConnectTimeout))
+                self._connection.connect(path)
+        except BaseException:
+            self.close()
+            raise
+
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+        with _errors_as(httpcore.ReadTimeout, httpcore.ReadError):
+            self._connection.settimeout(_left(timeout, httpcore.ReadTimeout))
+            return self._connection.recv(max_bytes)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send all of `buffer`: piece by piece, for a server that reads slowly may not stretch the call."""
         self._carries(timeout)
-        connection, unsent = self._inner.get_extra_info("socket"), memoryview(buffer)
-        try:
+        unsent = memoryview(buffer)
+        with _errors_as(httpcore.WriteTimeout, httpcore.WriteError):
             while unsent:
-                connection.settimeout(_left(timeout, httpcore.WriteTimeout))
-                unsent = unsent[connection.send(unsent) :]
-        except TimeoutError as error:
-            raise httpcore.WriteTimeout(str(error)) from error
-        except OSError as error:
-            raise httpcore.WriteError(str(error)) from error
+                self._connection.settimeout(_left(timeout, httpcore.WriteTimeout))
+                unsent = unsent[self._connection.send(unsent) :]
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         try:
-            inner = self._inner.start_tls(ssl_context, server_hostname, _left(timeout, httpcore.ConnectTimeout))
+            with _errors_as(httpcore.ConnectTimeout, httpcore.ConnectError):
+                self._connection.settimeout(_left(timeout, httpcore.ConnectTimeout))
+                secured = ssl_context.wrap_socket(self._connection, server_hostname=server_hostname)
         except BaseException:
             self.close()
             raise
-        return DeadlineStream(inner, timeout)
+        return DeadlineStream(secured, timeout)
 
     def close(self) -> None:
-        self._inner.close()
+        self._connection.close()
 
     def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
+        """What httpcore asks: whether TLS chose a protocol, whether an idle connection was hung up on."""
+        if info == "is_readable":
+            poll = select.poll()
+            poll.register(self._connection, select.POLLIN)
+            return bool(poll.poll(0))
+        is_tls = isinstance(self._connection, ssl.SSLSocket)
+        return self._connection if info == "socket" or (info == "ssl_object" and is_tls) else None
 
     def abort(self, timeouts: AttemptTimeouts) -> None:
         """Wake the thread that reads or writes here for `timeouts`; the connection is then closed, not reused."""
         with self._lock:  # by now it may carry another call
             if self._timeouts is timeouts:
                 with suppress(OSError):  # an `SSLSocket`'s own shutdown would have that thread go on without TLS
-                    socket.socket.shutdown(self._inner.get_extra_info("socket"), socket.SHUT_RDWR)
+                    socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
 
     def _carries(self, timeout: float | None) -> None:
         timeouts = timeout.timeouts if isinstance(timeout, PhaseTimeout) else None
@@ -236,6 +220,17 @@ class DeadlineStream(httpcore.NetworkStream):
             self._timeouts = timeouts
         if timeouts is not None:
             timeouts.attach(self)
+
+
+@contextmanager
+def _errors_as(late: type[Exception], failed: type[Exception]) -> Iterator[None]:
+    """Errors of a socket as httpcore's."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise late(str(error)) from error
+    except OSError as error:
+        raise failed(str(error)) from error
 
 
 def _left(timeout: float | None, late: type[Exception]) -> float | None:
