@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import anyio
@@ -45,29 +46,23 @@ class Executor:
         if self._closed:
             raise RuntimeError("the client is closed")
         with self._core.call(operation, timeout_s) as deadline:
-            return await self._planned(make, deadline, attempts or self._core.attempts)
-
-    async def _planned(
-        self, make: Callable[[], Plan[T]], deadline: Deadline, attempts: Callable[[Deadline], Attempts]
-    ) -> T:
-        """Carry out what `make` plans; in smaller chunks where the server refuses large ones."""
-        plan = self._core.plan(make)
-        while True:
-            try:
-                return await self._execute(plan, deadline, attempts)
-            except TooLarge as error:
-                plan = plan.smaller(error)
+            return await self._execute(self._core.plan(make), deadline, attempts or self._core.attempts)
 
     async def _execute(self, plan: Plan[T], deadline: Deadline, attempts: Callable[[Deadline], Attempts]) -> T:
+        """Carry out a plan and those that follow from it; in smaller chunks where the server refuses large ones."""
         while True:
-            if len(plan.requests) > 1:
-                answers = await self._send_all(plan.requests, deadline, attempts)
-            else:  # none where the near-cache knows everything
-                answers = [await self._send(request, deadline, attempts) for request in plan.requests]
+            try:
+                if len(plan.requests) > 1:
+                    answers = await self._send_all(plan.requests, deadline, attempts)
+                else:  # none where the near-cache knows everything
+                    answers = [await self._send(request, deadline, attempts) for request in plan.requests]
+            except TooLarge as error:
+                plan = plan.smaller(error)
+                continue
             merged = plan.merge(answers)
             if not isinstance(merged, Plan):
                 return merged
-            plan = merged
+            plan = replace(merged, smaller=plan.smaller)
 
     async def _send_all(
         self, requests: Sequence[Request[Any]], deadline: Deadline, attempts: Callable[[Deadline], Attempts]

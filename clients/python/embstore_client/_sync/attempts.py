@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -82,27 +83,23 @@ class Executor:
         if self._all.ended:
             raise RuntimeError("the client is closed")
         with self._core.call(operation, timeout_s) as deadline:
-            return self._planned(make, deadline, attempts or self._core.attempts)
-
-    def _planned(self, make: Callable[[], Plan[T]], deadline: Deadline, attempts: Callable[[Deadline], Attempts]) -> T:
-        """Carry out what `make` plans; in smaller chunks where the server refuses large ones."""
-        plan = self._core.plan(make)
-        while True:
-            try:
-                return self._execute(plan, deadline, attempts)
-            except TooLarge as error:
-                plan = plan.smaller(error)
+            return self._execute(self._core.plan(make), deadline, attempts or self._core.attempts)
 
     def _execute(self, plan: Plan[T], deadline: Deadline, attempts: Callable[[Deadline], Attempts]) -> T:
+        """Carry out a plan and those that follow from it; in smaller chunks where the server refuses large ones."""
         while True:
-            if len(plan.requests) > 1:
-                answers = self._send_all(plan.requests, deadline, attempts)
-            else:  # none where the near-cache knows everything
-                answers = [self._send(request, deadline, attempts, self._all) for request in plan.requests]
+            try:
+                if len(plan.requests) > 1:
+                    answers = self._send_all(plan.requests, deadline, attempts)
+                else:  # none where the near-cache knows everything
+                    answers = [self._send(request, deadline, attempts, self._all) for request in plan.requests]
+            except TooLarge as error:
+                plan = plan.smaller(error)
+                continue
             merged = plan.merge(answers)
             if not isinstance(merged, Plan):
                 return merged
-            plan = merged
+            plan = replace(merged, smaller=plan.smaller)
 
     def _send_all(
         self, requests: Sequence[Request[Any]], deadline: Deadline, attempts: Callable[[Deadline], Attempts]
