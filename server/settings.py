@@ -38,6 +38,15 @@ class Settings(BaseSettings):
     store: Path = Field(default=Path("store"), description="Folder of the store.")
     host: str = Field(default="127.0.0.1", description="Bind address; loopback unless set.")
     port: int = Field(default=8000, ge=0, le=65535, description="Bind port; 0 lets the system choose.")
+    uds: Path | None = Field(
+        default=None,
+        description="Unix-domain socket to listen on; with it, TCP only where a port is given as well.",
+    )
+    uds_mode: str = Field(
+        default="600",
+        pattern="^0?[0-7]{3}$",
+        description="Permissions of the socket file, octal: whoever may write to it may connect.",
+    )
     workers: int = Field(
         default=1, ge=1, le=256, description="Worker processes; they share the port and the memory of the tables."
     )
@@ -111,6 +120,11 @@ class Settings(BaseSettings):
         default=20, ge=1, description="Maximum time for requests in flight at shutdown, seconds."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Minimum log level.")
+
+    @property
+    def uses_tcp(self) -> bool:
+        """Whether to listen on host and port: a socket file alone is enough, unless a port was asked for."""
+        return self.uds is None or "port" in self.model_fields_set
 
     @field_validator("redis")
     @classmethod

@@ -37,10 +37,13 @@ class ApiKeys:
         if not self.open:
             _check_known(self._any, _given(headers), "API key")
 
-    def check_admin(self, headers: Mapping[bytes, bytes]) -> None:
-        """Unauthorized without a key that is known, Forbidden unless it may change what is served."""
+    def check_admin(self, headers: Mapping[bytes, bytes], *, over_uds: bool = False) -> None:
+        """Unauthorized without a key that is known, Forbidden unless it may change what is served.
+
+        Whoever may write to the server's Unix-domain socket is on this machine (`over_uds`), wherever TCP listens.
+        """
         if not self._admin:
-            if not self._local:
+            if not (self._local or over_uds):
                 raise Forbidden(
                     "admin calls are disabled: the server is bound to a non-loopback address and "
                     "admin_keys_file is not set"
@@ -57,7 +60,7 @@ class ApiKeys:
 def require_admin(request: Request) -> None:
     """FastAPI dependency of the calls that change what is served."""
     keys: ApiKeys = request.app.state.keys
-    keys.check_admin(dict(request.scope["headers"]))
+    keys.check_admin(dict(request.scope["headers"]), over_uds=request.scope.get("over_uds", False))
 
 
 def _check_no_page(headers: Mapping[bytes, bytes]) -> None:

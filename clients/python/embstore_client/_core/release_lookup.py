@@ -1,6 +1,6 @@
 """A lookup of several tables: the request it takes, and the joining of several where one may not ask so much. No IO.
 
-All answers of one call are from one release. Where pieces were answered by different ones (a release came in between),
+All answers of one call are from one release. Where chunks were answered by different ones (a release came in between),
 what is not from the newest is asked again, pinned to that release.
 """
 
@@ -11,41 +11,41 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from ._bags import Asked
-from ._errors import ProtocolError
-from ._infer import build_infer_many, suits
-from ._pieces import Part, Piece, join, pack
-from ._plan import Plan, the_only_answer
-from ._protocol import Request, build_lookup_many
-from ._rows import ManyRows, Rows
+from embstore_client._core.chunks import AnsweredChunk, Chunk, join, pack
+from embstore_client._core.open_inference import build_infer_many, suits
+from embstore_client._core.plan import Plan, the_only_answer
+from embstore_client._core.protocol import Request, build_lookup_many
+from embstore_client._core.query import Query
+from embstore_client._core.rows import ManyRows, Rows
+from embstore_client._errors import ProtocolError
 
-_Pack: TypeAlias = dict[str, Piece]
+_Pack: TypeAlias = dict[str, Chunk]
 _Answered: TypeAlias = tuple[_Pack, ManyRows]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ManyCall:
+class ReleaseLookup:
     """One lookup of several tables, checked."""
 
-    asked: Mapping[str, Asked]
+    queries: Mapping[str, Query]
     release: str | None
     on_missing: str
     dtype: str
 
     def plan_whole(self, limit: int) -> Plan[ManyRows]:
         """One request, or several of at most `limit` ids each."""
-        if sum(one.size for one in self.asked.values()) <= limit:
-            return Plan((self._request(self.asked, self.release),), the_only_answer)
-        frozen = {table: one.copy() for table, one in self.asked.items()}
+        if sum(one.size for one in self.queries.values()) <= limit:
+            return Plan((self._request(self.queries, self.release),), the_only_answer)
+        frozen = {table: one.copy() for table, one in self.queries.items()}
         return self._plan(pack(frozen, limit), [], self.release, last=False)
 
-    def _request(self, asked: Mapping[str, Asked], release: str | None) -> Request[ManyRows]:
+    def _request(self, queries: Mapping[str, Query], release: str | None) -> Request[ManyRows]:
         """Binary where that suits, else JSON."""
-        build = build_infer_many if suits(asked, release, self.dtype) else build_lookup_many
-        return build(asked, release=release, on_missing=self.on_missing, dtype=self.dtype)
+        build = build_infer_many if suits(queries, release, self.dtype) else build_lookup_many
+        return build(queries, release=release, on_missing=self.on_missing, dtype=self.dtype)
 
     def _plan(self, asking: list[_Pack], known: list[_Answered], release: str | None, *, last: bool) -> Plan[ManyRows]:
-        requests = [self._request({table: piece.asked for table, piece in one.items()}, release) for one in asking]
+        requests = [self._request({table: chunk.query for table, chunk in one.items()}, release) for one in asking]
         return Plan(requests, partial(self._merge, asking, known, last))
 
     def _merge(
@@ -66,13 +66,13 @@ class ManyCall:
 
     def _join(self, answered: list[_Answered], release: str | None) -> ManyRows:
         whole = {}
-        for table, asked in self.asked.items():
-            pieces: list[tuple[Piece, Rows]] = [(one[table], rows[table]) for one, rows in answered if table in one]
-            if len(pieces) == 1:
-                whole[table] = pieces[0][1]
+        for table, query in self.queries.items():
+            chunks: list[tuple[Chunk, Rows]] = [(one[table], rows[table]) for one, rows in answered if table in one]
+            if len(chunks) == 1:
+                whole[table] = chunks[0][1]
             else:
-                parts = [Part.of(piece, rows) for piece, rows in pieces]
-                whole[table] = join(parts, asked.num_rows, len(asked.ids), self.dtype)
+                parts = [AnsweredChunk.of(chunk, rows) for chunk, rows in chunks]
+                whole[table] = join(parts, query.num_rows, len(query.ids), self.dtype)
         request_ids = [rows.request_id for _, rows in answered if rows.request_id is not None]
         return ManyRows(whole, release=release, request_id=", ".join(request_ids) or None)
 

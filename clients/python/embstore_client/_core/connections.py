@@ -6,10 +6,11 @@ a hundred of them that is milliseconds a request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import httpcore
+import httpx
 
 # Idle connections go after 30 s, before the server (75 s) or a proxy (often 60 s) closes its side: a call sent
 # into that closing would fail.
@@ -17,6 +18,19 @@ KEEPALIVE_S = 30.0
 MAX_CONNECTIONS = 100
 """Most calls that travel at once, over all addresses; so there are never more connections to one of them."""
 NO_ROOM = f"all {MAX_CONNECTIONS} connections of this client were in use"
+
+
+class Endpoint(NamedTuple):
+    """Where a connection leads to: an origin, reached over TCP, or over the Unix-domain socket `uds`."""
+
+    origin: tuple[bytes, bytes, int]
+    uds: str | None
+
+    @staticmethod
+    def of(request: httpcore.Request) -> Endpoint:
+        """Where a request is to go."""
+        origin = request.url.origin
+        return Endpoint((origin.scheme, origin.host, origin.port), request.extensions.get("uds"))
 
 
 class Connection(Protocol):
@@ -30,19 +44,19 @@ class Connection(Protocol):
 C = TypeVar("C", bound=Connection)
 
 
-class Idle(Generic[C]):
-    """Stacks of connections, one for each origin: the one used last is used next, so those too many grow old.
+class IdleConnections(Generic[C]):
+    """Stacks of connections, one for each place: the one used last is used next, so those too many grow old.
 
     Any thread may call: each step is one operation on a list.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._stacks: dict[Hashable, list[tuple[float, C]]] = {}
+        self._stacks: dict[Endpoint, list[tuple[float, C]]] = {}
 
-    def take(self, origin: httpcore.Origin, spoilt: list[C]) -> C | None:
+    def take(self, endpoint: Endpoint, spoilt: list[C]) -> C | None:
         """A connection to use, None where there is none; what can be used no more goes to `spoilt`, to be closed."""
-        stack = self._stacks.get(_key(origin))
+        stack = self._stacks.get(endpoint)
         while stack:
             try:
                 _, connection = stack.pop()
@@ -53,11 +67,11 @@ class Idle(Generic[C]):
             spoilt.append(connection)
         return None
 
-    def put(self, origin: httpcore.Origin, connection: C) -> C | None:
+    def put(self, endpoint: Endpoint, connection: C) -> C | None:
         """Keep a connection whose call has ended. One that is to be closed comes back: it, or one that grew old."""
         if not connection.is_available():
             return connection
-        stack = self._stacks.setdefault(_key(origin), [])
+        stack = self._stacks.setdefault(endpoint, [])
         now = self._clock()
         stack.append((now, connection))
         if stack[0][0] < now - KEEPALIVE_S:
@@ -70,5 +84,13 @@ class Idle(Generic[C]):
         return [connection for stack in stacks.values() for _, connection in stack]
 
 
-def _key(origin: httpcore.Origin) -> Hashable:
-    return origin.scheme, origin.host, origin.port
+def core_request(request: httpx.Request) -> httpcore.Request:
+    """The same for httpcore."""
+    url = request.url
+    return httpcore.Request(
+        request.method,
+        httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+        headers=request.headers.raw,
+        content=request.stream,
+        extensions=request.extensions,
+    )

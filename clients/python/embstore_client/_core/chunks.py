@@ -9,27 +9,27 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ._bags import Asked
-from ._decode import widened, wire_rows
-from ._errors import ProtocolError, TooManyIds
-from ._rows import Rows
+from embstore_client._core.decode import widened, wire_rows
+from embstore_client._core.query import Query
+from embstore_client._core.rows import Rows
+from embstore_client._errors import ProtocolError, TooManyIds
 
 Places: TypeAlias = slice | NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Piece:
+class Chunk:
     """Part of what a call asks of one table, and where its rows, and what was found of its ids, go in the whole."""
 
-    asked: Asked
+    query: Query
     rows_at: Places
     ids_at: Places
 
 
-class Part(NamedTuple):
-    """A piece that was answered: its rows as they travelled; `found` None where every id was."""
+class AnsweredChunk(NamedTuple):
+    """A chunk that was answered: its rows as they travelled; `found` None where every id was."""
 
-    piece: Piece
+    chunk: Chunk
     wire: NDArray[Any]
     found: NDArray[np.bool_] | None
     version: int
@@ -37,59 +37,59 @@ class Part(NamedTuple):
     request_id: str | None
 
     @staticmethod
-    def of(piece: Piece, rows: Rows) -> Part:
-        """What a reply says of a piece."""
+    def of(chunk: Chunk, rows: Rows) -> AnsweredChunk:
+        """What a reply says of a chunk."""
         found = rows.found if rows.missing else None
-        return Part(piece, wire_rows(rows), found, rows.version, rows.release, rows.request_id)
+        return AnsweredChunk(chunk, wire_rows(rows), found, rows.version, rows.release, rows.request_id)
 
 
-def cut(asked: Asked, limit: int, table: str, places: NDArray[np.int64] | None = None) -> list[Piece]:
-    """Pieces of at most `limit` ids and rows each, in order; `places` where rows of ids do not lie in a row.
+def cut(query: Query, limit: int, table: str, places: NDArray[np.int64] | None = None) -> list[Chunk]:
+    """Chunks of at most `limit` ids and rows each, in order; `places` where rows of ids do not lie in a row.
 
     Raises:
         TooManyIds: one bag alone has more ids than that.
     """
-    if places is None and asked.size <= limit:
-        return [Piece(asked, slice(0, asked.num_rows), slice(0, len(asked.ids)))]
-    if asked.offsets is None:  # pieces of one size arrive together
-        limit = max(1, -(-asked.size // -(-asked.size // limit)))
-    pieces, first = [], 0
-    while first < asked.num_rows:
-        last = asked.last_within(first, limit)
+    if places is None and query.size <= limit:
+        return [Chunk(query, slice(0, query.num_rows), slice(0, len(query.ids)))]
+    if query.offsets is None:  # chunks of one size arrive together
+        limit = max(1, -(-query.size // -(-query.size // limit)))
+    chunks, first = [], 0
+    while first < query.num_rows:
+        last = query.last_within(first, limit)
         if last == first:
-            raise _too_large(asked, first, limit, table)
-        pieces.append(_piece(asked, first, last, places))
+            raise _too_large(query, first, limit, table)
+        chunks.append(_chunk(query, first, last, places))
         first = last
-    return pieces
+    return chunks
 
 
-def pack(tables: Mapping[str, Asked], limit: int) -> list[dict[str, Piece]]:
+def pack(tables: Mapping[str, Query], limit: int) -> list[dict[str, Chunk]]:
     """What several tables are asked for as requests of at most `limit` ids and rows each, in order.
 
     Raises:
         TooManyIds: one bag alone has more ids than that.
     """
-    packs: list[dict[str, Piece]] = [{}]
+    packs: list[dict[str, Chunk]] = [{}]
     room = limit
-    for table, asked in tables.items():
+    for table, query in tables.items():
         first = 0
         while True:
-            last = asked.last_within(first, room)
-            if last > first or not asked.num_rows:
-                packs[-1][table] = piece = _piece(asked, first, last)
-                room -= piece.asked.size
-            if last == asked.num_rows:
+            last = query.last_within(first, room)
+            if last > first or not query.num_rows:
+                packs[-1][table] = chunk = _chunk(query, first, last)
+                room -= chunk.query.size
+            if last == query.num_rows:
                 break
             if last == first and room == limit:
-                raise _too_large(asked, first, limit, table)
+                raise _too_large(query, first, limit, table)
             if packs[-1]:
                 packs.append({})
             first, room = last, limit
     return packs
 
 
-def join(parts: Sequence[Part], num_rows: int, num_ids: int, dtype: str) -> Rows:
-    """The rows of all parts, which are of one version and cover the whole, each at its place."""
+def join(parts: Sequence[AnsweredChunk], num_rows: int, num_ids: int, dtype: str) -> Rows:
+    """The rows of all chunks, which are of one version and cover the whole, each at its place."""
     first = parts[0]
     if len({part.version for part in parts}) > 1:
         raise ProtocolError(f"one release answered with versions {sorted({part.version for part in parts})} of a table")
@@ -98,9 +98,9 @@ def join(parts: Sequence[Part], num_rows: int, num_ids: int, dtype: str) -> Rows
     wire = np.empty((num_rows, first.wire.shape[1]), first.wire.dtype)
     found = np.ones(num_ids, np.bool_)
     for part in parts:
-        wire[part.piece.rows_at] = part.wire
+        wire[part.chunk.rows_at] = part.wire
         if part.found is not None:
-            found[part.piece.ids_at] = part.found
+            found[part.chunk.ids_at] = part.found
     wire.flags.writeable = found.flags.writeable = False
     vectors, encoded = widened(wire, dtype)
     request_ids = [part.request_id for part in parts if part.request_id is not None]
@@ -116,15 +116,15 @@ def join(parts: Sequence[Part], num_rows: int, num_ids: int, dtype: str) -> Rows
     )
 
 
-def _piece(asked: Asked, first: int, last: int, places: NDArray[np.int64] | None = None) -> Piece:
-    part = asked.rows(first, last)
+def _chunk(query: Query, first: int, last: int, places: NDArray[np.int64] | None = None) -> Chunk:
+    part = query.rows(first, last)
     if places is not None:
-        return Piece(part, places[first:last], places[first:last])
-    return Piece(part, slice(first, last), slice(asked.first_id(first), asked.first_id(last)))
+        return Chunk(part, places[first:last], places[first:last])
+    return Chunk(part, slice(first, last), slice(query.first_id(first), query.first_id(last)))
 
 
-def _too_large(asked: Asked, bag: int, limit: int, table: str) -> TooManyIds:
-    num_ids = asked.first_id(bag + 1) - asked.first_id(bag)
+def _too_large(query: Query, bag: int, limit: int, table: str) -> TooManyIds:
+    num_ids = query.first_id(bag + 1) - query.first_id(bag)
     return TooManyIds(
         f"table {table!r}: bag {bag} has {num_ids:,} ids, and one request takes {limit:,}: a bag is pooled whole; "
         "make it smaller, or raise the limit of server and client (max_ids)",

@@ -1,6 +1,6 @@
 """The attempts of one request, without IO: where each goes, when the next one starts, which answer counts.
 
-A shell does what `step` says and reports how each attempt ended; both shells do, so they cannot disagree.
+An executor does what `step` says and reports how each attempt ended; both do, so they cannot disagree.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import NoReturn
 
-from ._balance import Address, Balance
-from ._budget import Budget
-from ._deadline import Deadline, Patience
-from ._errors import (
+from embstore_client._core.balancer import Address, Balancer
+from embstore_client._core.deadline import AttemptTimeouts, Deadline
+from embstore_client._core.latency import RecentLatencies
+from embstore_client._core.observer import Guarded, Observer
+from embstore_client._core.policies import Hedge, Retries
+from embstore_client._core.token_bucket import TokenBucket
+from embstore_client._errors import (
     ConnectionFailed,
     EmbstoreError,
     Overloaded,
@@ -24,9 +27,6 @@ from ._errors import (
     Timeout,
     Unavailable,
 )
-from ._latency import RecentLatencies
-from ._observe import Guarded, Observer
-from ._settings import Hedge, Retries
 
 _BURST, _INITIAL = 100.0, 10.0
 """Retries that may be saved up for a bad moment, and those that a new client has."""
@@ -49,13 +49,13 @@ class Traffic:
         self.retries, self.hedge, self.clock = retries, hedge, clock
         self.random = random or Random()
         self.lock = threading.Lock()
-        self.balance = Balance(urls, self.random)
+        self.balance = Balancer(urls, self.random)
         self.observer = None if observer is None else Guarded(observer)
         allowed = retries or Retries()
-        self.retry_budget = Budget(allowed.budget, per_s=allowed.min_per_s, burst=_BURST, initial=_INITIAL)
+        self.retry_budget = TokenBucket(allowed.budget, per_s=allowed.min_per_s, burst=_BURST, initial=_INITIAL)
         if hedge is not None:
             self.latencies = RecentLatencies(hedge.percentile, hedge.min_samples)
-            self.hedge_budget = Budget(hedge.max_share, per_s=0.0, burst=10.0, initial=0.0)
+            self.hedge_budget = TokenBucket(hedge.max_share, per_s=0.0, burst=10.0, initial=0.0)
 
     def tell(self, event: str, **facts: object) -> None:
         """Pass an event on to the observer, if there is one."""
@@ -65,14 +65,14 @@ class Traffic:
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One time that a request travels."""
+    """One time that a request is sent."""
 
     address: Address
     number: int
     hedge: bool
     probe: bool
     began: float
-    patience: Patience
+    timeouts: AttemptTimeouts
 
 
 class Attempts:
@@ -167,7 +167,7 @@ class Attempts:
         self._running.remove(attempt)
         with traffic.lock:
             traffic.balance.ended(attempt.address, probe=attempt.probe)
-            if not attempt.patience.queues:
+            if not attempt.timeouts.queues:
                 traffic.balance.overtaken(attempt.address, now, seconds)
             if traffic.hedge is not None:
                 traffic.latencies.add(seconds)  # it would have taken longer, but to forget it would flatter the rest
@@ -198,9 +198,9 @@ class Attempts:
         if hedge:
             traffic.tell("hedge", address=address.url, after_s=now - self._running[0].began)
         several = len(traffic.balance.addresses) > 1 and self._retries is not None
-        patience = Patience(self._deadline, _CONNECT_SHARE if several else 1.0)
+        timeouts = AttemptTimeouts(self._deadline, _CONNECT_SHARE if several else 1.0)
         self._number += 1
-        attempt = Attempt(address, self._number, hedge, probe, now, patience)
+        attempt = Attempt(address, self._number, hedge, probe, now, timeouts)
         self._running.append(attempt)
         self._tried.append(address)
         if traffic.hedge is not None and not self._hedges:
@@ -223,7 +223,7 @@ class Attempts:
         self._running.remove(attempt)
         with traffic.lock:
             traffic.balance.ended(address, probe=attempt.probe)
-            if attempt.patience.queues or attempt.patience.cancelled:
+            if attempt.timeouts.queues or attempt.timeouts.cancelled:
                 pass  # it never reached the address, or was ended from here
             elif isinstance(error, ConnectionFailed | Timeout | Unavailable) or _from_a_gateway(error):
                 pause = traffic.balance.failed(address, now, attempt.began)
@@ -264,9 +264,9 @@ class EachAddress(Attempts):
             raise self._refused or late(self._tried[-1] if self._tried else None, self._deadline)
         if self._running:
             return left
-        patience = Patience(Deadline(left / len(self._untried), self._traffic.clock))
+        timeouts = AttemptTimeouts(Deadline(left / len(self._untried), self._traffic.clock))
         address = self._untried.pop(0)
-        attempt = Attempt(address, len(self._tried) + 1, hedge=False, probe=False, began=now, patience=patience)
+        attempt = Attempt(address, len(self._tried) + 1, hedge=False, probe=False, began=now, timeouts=timeouts)
         self._running.append(attempt)
         self._tried.append(address)
         self._traffic.tell("attempt_started", address=address.url, number=attempt.number, hedge=False)

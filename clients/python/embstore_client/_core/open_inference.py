@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._bags import Asked
-from ._decode import check_answered, digits
-from ._errors import ProtocolError
-from ._options import segment
-from ._protocol import OCTETS, Reply, Request, check_ok, check_release, load_json, sizes_of
-from ._rows import ManyRows, Rows
+from embstore_client._core.decode import check_answered, digits
+from embstore_client._core.options import segment
+from embstore_client._core.protocol import OCTETS, Reply, Request, check_ok, check_release, load_json, sizes_of
+from embstore_client._core.query import Query
+from embstore_client._core.rows import ManyRows, Rows
+from embstore_client._errors import ProtocolError
 
 MODEL = "embstore"
 HEAD_LENGTH = "inference-header-content-length"
@@ -27,7 +27,7 @@ _DATATYPES = {"float32": "FP32", "float16": "FP16"}
 _KINDS = ("offsets", "weights", "found")
 
 
-def suits(tables: Mapping[str, Asked], release: str | None, dtype: str) -> bool:
+def suits(tables: Mapping[str, Query], release: str | None, dtype: str) -> bool:
     """Whether this call can travel so: a dtype that the protocol has, a release that is a number, plain names."""
     if dtype not in _DATATYPES or not tables:
         return False
@@ -38,7 +38,7 @@ def suits(tables: Mapping[str, Asked], release: str | None, dtype: str) -> bool:
 
 
 def build_infer_many(
-    tables: Mapping[str, Asked], *, release: str | None, on_missing: str, dtype: str
+    tables: Mapping[str, Query], *, release: str | None, on_missing: str, dtype: str
 ) -> Request[ManyRows]:
     """The call that looks ids up in several tables of one release, binary both ways; see `suits`."""
     inputs: list[dict[str, Any]] = []
@@ -51,17 +51,17 @@ def build_infer_many(
         inputs.append({"name": name, "datatype": datatype, "shape": [length], "parameters": size})
         buffers.append(data)
 
-    for table, asked in tables.items():
+    for table, query in tables.items():
         segment("table", table)
-        if isinstance(asked.ids, list):
-            add(table, "BYTES", len(asked.ids), _strings(asked.ids))
+        if isinstance(query.ids, list):
+            add(table, "BYTES", len(query.ids), _strings(query.ids))
         else:
-            add(table, "INT64", len(asked.ids), asked.ids.tobytes())
-        if asked.offsets is not None:
-            add(f"{table}.offsets", "INT64", len(asked.offsets), asked.offsets.tobytes())
-            parameters[f"{table}.pooling"] = asked.pooling
-        if asked.weights is not None:
-            add(f"{table}.weights", "FP32", len(asked.weights), asked.weights.tobytes())
+            add(table, "INT64", len(query.ids), query.ids.tobytes())
+        if query.offsets is not None:
+            add(f"{table}.offsets", "INT64", len(query.offsets), query.offsets.tobytes())
+            parameters[f"{table}.pooling"] = query.pooling
+        if query.weights is not None:
+            add(f"{table}.weights", "FP32", len(query.weights), query.weights.tobytes())
         outputs += [{"name": table}, {"name": f"{table}.found"}]
     head = json.dumps({"inputs": inputs, "outputs": outputs, "parameters": parameters}, separators=(",", ":")).encode()
     path = f"/v2/models/{MODEL}/infer" if release is None else f"/v2/models/{MODEL}/versions/{release}/infer"

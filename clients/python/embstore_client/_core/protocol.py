@@ -1,6 +1,6 @@
 """The HTTP contract without any IO: build a `Request`, send it, give the `Reply` to `request.parse`.
 
-Both clients are shells over this file, so they cannot disagree about a byte.
+Both clients send what this file builds, so they cannot disagree about a byte.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from ._bags import Asked, Given, asked_of
-from ._decode import rows_from_json, rows_from_octets
-from ._errors import ProtocolError, TooLarge
-from ._options import (
+from embstore_client._core.decode import rows_from_json, rows_from_octets
+from embstore_client._core.options import (
     DTYPE_DEFAULT,
     ON_MISSING_DEFAULT,
     check_dtype,
@@ -24,8 +22,10 @@ from ._options import (
     lookup_query,
     segment,
 )
-from ._problem import parse_problem
-from ._rows import ManyRows, Rows
+from embstore_client._core.problem import parse_problem
+from embstore_client._core.query import Given, Query, query_of
+from embstore_client._core.rows import ManyRows, Rows
+from embstore_client._errors import ProtocolError, TooLarge
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -83,20 +83,17 @@ def build_lookup(
     if version is not None:
         version = check_version(version)
     path = lookup_path(table, version, label)
-    asked = asked_of(ids)
-    if asked.offsets is None:
-        parse = partial(parse_lookup, table=table, num_ids=len(asked.ids), dtype=dtype, version=version)
-        if not isinstance(asked.ids, list):
-            target = path + lookup_query(on_missing, dtype)
-            return Request("POST", target, _BINARY_HEADERS, asked.ids.tobytes(), parse)
-    else:
-        num_ids, num_rows = len(asked.ids), len(asked.offsets)
-        parse = partial(parse_lookup, table=table, num_ids=num_ids, num_rows=num_rows, dtype=dtype, version=version)
-    return Request("POST", path, _KEYS_HEADERS, _dump(_fields(asked, on_missing, dtype)), parse)
+    query = query_of(ids)
+    num_ids, num_rows = len(query.ids), query.num_rows
+    parse = partial(parse_lookup, table=table, num_ids=num_ids, num_rows=num_rows, dtype=dtype, version=version)
+    if query.offsets is None and not isinstance(query.ids, list):
+        target = path + lookup_query(on_missing, dtype)
+        return Request("POST", target, _BINARY_HEADERS, query.ids.tobytes(), parse)
+    return Request("POST", path, _KEYS_HEADERS, _dump(_fields(query, on_missing, dtype)), parse)
 
 
 def parse_lookup(
-    reply: Reply, *, table: str, num_ids: int, dtype: str, version: int | None = None, num_rows: int | None = None
+    reply: Reply, *, table: str, num_ids: int, num_rows: int, dtype: str, version: int | None = None
 ) -> Rows:
     """The rows in a lookup's answer, without copying them; an answer that is not exactly right is refused.
 
@@ -104,7 +101,7 @@ def parse_lookup(
         ServiceError: the server answered with an error; the subclass says which.
         ProtocolError: the answer is truncated, mislabelled, or to another question.
     """
-    kind = check_ok(reply, table, num_ids if num_rows is None else max(num_ids, num_rows))
+    kind = check_ok(reply, table, max(num_ids, num_rows))
     if kind == OCTETS:
         return rows_from_octets(
             reply.headers, reply.body, num_ids=num_ids, num_rows=num_rows, dtype=dtype, version=version
@@ -140,15 +137,15 @@ def build_lookup_many(
     path = "/v1/lookup" if release is None else f"/v1/releases/{segment('release', release)}/lookup"
     for table in ids_by_table:
         segment("table", table)
-    asked = {table: asked_of(ids) for table, ids in ids_by_table.items()}
-    tables = {table: _fields(one, on_missing, dtype) for table, one in asked.items()}
-    parse = partial(parse_lookup_many, sizes=sizes_of(asked), dtype=dtype, release=release)
+    queries = {table: query_of(ids) for table, ids in ids_by_table.items()}
+    tables = {table: _fields(one, on_missing, dtype) for table, one in queries.items()}
+    parse = partial(parse_lookup_many, sizes=sizes_of(queries), dtype=dtype, release=release)
     return Request("POST", path, _JSON_HEADERS, _dump({"tables": tables}), parse)
 
 
-def sizes_of(asked: Mapping[str, Asked]) -> dict[str, tuple[int, int]]:
+def sizes_of(queries: Mapping[str, Query]) -> dict[str, tuple[int, int]]:
     """How many ids each table is asked for, and how many rows come back."""
-    return {table: (len(one.ids), one.num_rows) for table, one in asked.items()}
+    return {table: (len(one.ids), one.num_rows) for table, one in queries.items()}
 
 
 def parse_lookup_many(
@@ -246,14 +243,14 @@ def check_ok(reply: Reply, table: str | None = None, size: int | None = None) ->
     return reply.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _fields(asked: Asked, on_missing: str, dtype: str) -> dict[str, Any]:
+def _fields(query: Query, on_missing: str, dtype: str) -> dict[str, Any]:
     """One table's part of a JSON body."""
-    ids = asked.ids if isinstance(asked.ids, list) else asked.ids.tolist()
+    ids = query.ids if isinstance(query.ids, list) else query.ids.tolist()
     fields = {"ids": ids, "on_missing": on_missing, "dtype": dtype}
-    if asked.offsets is not None:
-        fields |= {"offsets": asked.offsets.tolist(), "pooling": asked.pooling}
-        if asked.weights is not None:
-            fields["weights"] = asked.weights.tolist()
+    if query.offsets is not None:
+        fields |= {"offsets": query.offsets.tolist(), "pooling": query.pooling}
+        if query.weights is not None:
+            fields["weights"] = query.weights.tolist()
     return fields
 
 

@@ -1,4 +1,4 @@
-"""How the sync client carries a plan out: blocking sockets, and threads where several things travel at once."""
+"""Carries plans out for the sync client: blocking sockets, and threads where several things travel at once."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import httpx
 
-from ._attempts import Attempt, Attempts
-from ._clients import FAULTS, Shared, given_up_by_close
-from ._deadline import Deadline, GivenUp
-from ._errors import EmbstoreError, Timeout, TooLarge
-from ._plan import Plan
-from ._protocol import Request
+from embstore_client._core.attempts import Attempt, Attempts
+from embstore_client._core.client_core import FAULTS, ClientCore, given_up_by_close
+from embstore_client._core.deadline import Deadline
+from embstore_client._core.plan import Plan
+from embstore_client._core.protocol import Request
+from embstore_client._errors import EmbstoreError, Timeout, TooLarge
 
 T = TypeVar("T")
 _Outcome = tuple[Attempt, T | None, BaseException | None]
@@ -37,7 +38,7 @@ class _Group:
         """`attempt` sets out; it is cancelled at once where the group has ended."""
         self._attempts.add(attempt)
         if self.ended:  # asked after the adding, for `end` looks at the attempts after it has said so
-            attempt.patience.cancel()
+            attempt.timeouts.cancel()
         if self._outer is not None:
             self._outer.add(attempt)
 
@@ -51,14 +52,14 @@ class _Group:
         """Cancel what is under way and what ever sets out."""
         self.ended = True
         for attempt in tuple(self._attempts):
-            attempt.patience.cancel()
+            attempt.timeouts.cancel()
 
 
-class Threads:
-    """The traffic of one sync client."""
+class Executor:
+    """What carries the plans of one client out, attempt by attempt."""
 
-    def __init__(self, shared: Shared, transport: httpx.BaseTransport) -> None:
-        self._shared, self._transport = shared, transport
+    def __init__(self, core: ClientCore, transport: httpx.BaseTransport) -> None:
+        self._core, self._transport = core, transport
         self._all = _Group()
         # A thread starts when there is work for it and none is idle, so an unused pool costs nothing.
         self._parts = ThreadPoolExecutor(_PARTS_AT_ONCE, "embstore-part")
@@ -81,38 +82,26 @@ class Threads:
         """What the plan of a call makes, within the deadline."""
         if self._all.ended:
             raise RuntimeError("the client is closed")
-        deadline = self._shared.deadline(timeout_s)
-        try:
-            result = self._planned(make, deadline, attempts or self._shared.attempts)
-        except BaseException as error:
-            self._shared.call_ended(operation, deadline, error)
-            raise
-        self._shared.call_ended(operation, deadline, None)
-        return result
+        with self._core.call(operation, timeout_s) as deadline:
+            return self._execute(self._core.plan(make), deadline, attempts or self._core.attempts)
 
-    def _planned(self, make: Callable[[], Plan[T]], deadline: Deadline, attempts: Callable[[Deadline], Attempts]) -> T:
-        """Carry out what `make` plans; in smaller pieces where the server refuses large ones."""
-        plan = self._shared.plan(make)
+    def _execute(self, plan: Plan[T], deadline: Deadline, attempts: Callable[[Deadline], Attempts]) -> T:
+        """Carry out a plan and those that follow from it; in smaller chunks where the server refuses large ones."""
         while True:
             try:
-                return self._carry_out(plan, deadline, attempts)
+                if len(plan.requests) > 1:
+                    answers = self._send_all(plan.requests, deadline, attempts)
+                else:  # none where the near-cache knows everything
+                    answers = [self._send(request, deadline, attempts, self._all) for request in plan.requests]
             except TooLarge as error:
                 plan = plan.smaller(error)
-            except GivenUp as given_up:
-                raise given_up.error from given_up.__cause__
-
-    def _carry_out(self, plan: Plan[T], deadline: Deadline, attempts: Callable[[Deadline], Attempts]) -> T:
-        while True:
-            if len(plan.requests) > 1:
-                answers = self._carry_all(plan.requests, deadline, attempts)
-            else:  # none where the near-cache knows everything
-                answers = [self._carry(request, deadline, attempts, self._all) for request in plan.requests]
+                continue
             merged = plan.merge(answers)
             if not isinstance(merged, Plan):
                 return merged
-            plan = merged
+            plan = replace(merged, smaller=plan.smaller)
 
-    def _carry_all(
+    def _send_all(
         self, requests: Sequence[Request[Any]], deadline: Deadline, attempts: Callable[[Deadline], Attempts]
     ) -> list[Any]:
         """The answers to requests that travel at the same time; the first error ends the call."""
@@ -120,7 +109,7 @@ class Threads:
         futures: list[Future[Any]] = []
         try:
             futures.extend(
-                self._submit(self._parts, self._carry, request, deadline, attempts, group) for request in requests
+                self._submit(self._parts, self._send, request, deadline, attempts, group) for request in requests
             )
             done, late = wait(futures, max(deadline.left(), 0.0), FIRST_EXCEPTION)
             failed = next((future for future in futures if future in done and future.exception()), None)
@@ -135,7 +124,7 @@ class Threads:
             if deadline.left() > 0:  # otherwise they are late, which says something about their addresses
                 group.end()
 
-    def _carry(
+    def _send(
         self,
         request: Request[T],
         deadline: Deadline,
@@ -143,8 +132,8 @@ class Threads:
         group: _Group,
     ) -> T:
         attempts = make_attempts(deadline)
-        if self._shared.traffic.hedge is not None:
-            return self._race(request, deadline, attempts, group)
+        if self._core.traffic.hedge is not None:
+            return self._send_hedged(request, deadline, attempts, group)
         while True:
             step = attempts.step()
             if not isinstance(step, Attempt):
@@ -161,11 +150,11 @@ class Threads:
                 attempts.answered(step)
                 return answer
 
-    def _race(self, request: Request[T], deadline: Deadline, attempts: Attempts, group: _Group) -> T:
+    def _send_hedged(self, request: Request[T], deadline: Deadline, attempts: Attempts, group: _Group) -> T:
         """Attempts in threads of their own, so that a second one can start while the first waits."""
         ended: SimpleQueue[_Outcome[T]] = SimpleQueue()
 
-        def travel(attempt: Attempt) -> None:
+        def send(attempt: Attempt) -> None:
             try:
                 ended.put((attempt, self._try(request, attempt, deadline, group), None))
             except BaseException as error:
@@ -177,7 +166,7 @@ class Threads:
                 step = attempts.step()
                 if isinstance(step, Attempt):
                     running.append(step)
-                    self._submit(self._attempts, travel, step)
+                    self._submit(self._attempts, send, step)
                     continue
                 try:
                     attempt, answer, error = ended.get(timeout=step)
@@ -194,27 +183,27 @@ class Threads:
                     return answer  # type: ignore[return-value] # an attempt without an error has its answer
         finally:
             for attempt in running:
-                attempt.patience.cancel()
+                attempt.timeouts.cancel()
                 attempts.dropped(attempt)
 
     def _try(self, request: Request[T], attempt: Attempt, deadline: Deadline, group: _Group) -> T:
-        shared, patience, chunks = self._shared, attempt.patience, []
+        core, timeouts, chunks = self._core, attempt.timeouts, []
         group.add(attempt)
         try:
-            if patience.cancelled:
+            if timeouts.cancelled:
                 raise given_up_by_close()
-            response = self._transport.handle_request(shared.http_request(request, attempt))
+            response = self._transport.handle_request(core.http_request(request, attempt))
             try:
                 for chunk in response.iter_bytes():
-                    patience.check()
+                    timeouts.check()
                     chunks.append(chunk)
             finally:
                 response.close()
         except FAULTS as fault:
-            raise shared.error_of(fault, attempt, deadline, closed=patience.cancelled) from fault
+            raise core.error_of(fault, attempt, deadline, closed=timeouts.cancelled) from fault
         finally:
             group.remove(attempt)
-        return shared.parse(request, response, chunks)
+        return core.parse(request, response, chunks)
 
     def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> Future[T]:
         try:

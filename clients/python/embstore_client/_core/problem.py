@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
 
-from ._errors import BY_CODE, BY_STATUS, ServiceError
+from embstore_client._errors import BY_CODE, BY_STATUS, ServiceError
 
 _LONGEST_EXCERPT = 200
 

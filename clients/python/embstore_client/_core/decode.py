@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._errors import ProtocolError
-from ._rows import Rows
+from embstore_client._core.rows import Rows
+from embstore_client._errors import ProtocolError
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
@@ -34,9 +34,9 @@ def rows_from_octets(
     body: bytes,
     *,
     num_ids: int,
+    num_rows: int,
     dtype: str,
     version: int | None,
-    num_rows: int | None = None,
 ) -> Rows:
     """Row-major little-endian rows, then found bits where an id was missing; headers say how much of each."""
     labelled = headers.get("x-embedding-dtype")
@@ -45,10 +45,8 @@ def rows_from_octets(
     answered = _natural(headers, "x-embedding-version")
     check_answered(answered, version)
     g, d = _shape(headers)
-    if g != (num_ids if num_rows is None else num_rows) or d < 1:
-        raise ProtocolError(
-            f"asked for {num_ids if num_rows is None else num_rows} rows, header x-embedding-shape is {g},{d}"
-        )
+    if g != num_rows or d < 1:
+        raise ProtocolError(f"asked for {num_rows} rows, header x-embedding-shape is {g},{d}")
     missing = _natural(headers, "x-embedding-missing")
     if missing > num_ids:
         raise ProtocolError(f"header x-embedding-missing is {missing}, more than the {num_ids} ids asked for")
@@ -109,11 +107,11 @@ def rows_from_json(
     *,
     table: str,
     num_ids: int,
+    num_rows: int,
     dtype: str,
     version: int | None,
     release: str | None,
     request_id: str | None,
-    num_rows: int | None = None,
 ) -> Rows:
     """One table's `{"table","version","embedding_dim","dtype","vectors","found"?}`."""
     if not isinstance(entry, dict):
@@ -130,9 +128,7 @@ def rows_from_json(
     if type(answered) is not int or type(d) is not int or d < 1:
         raise ProtocolError(f"table {table!r}: version {answered!r:.40}, embedding_dim {d!r:.40} must be integers")
     check_answered(answered, version)
-    vectors, encoded = _vectors_from_json(
-        entry.get("vectors"), table, num_ids if num_rows is None else num_rows, d, dtype
-    )
+    vectors, encoded = _vectors_from_json(entry.get("vectors"), table, num_rows, d, dtype)
     found = _found_from_json(entry.get("found"), table, num_ids)
     return Rows(
         vectors=vectors,

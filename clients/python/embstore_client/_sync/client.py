@@ -1,4 +1,4 @@
-"""The client for threads: the attempts of a call carried over blocking sockets."""
+"""The client for threads: calls over blocking sockets."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ from typing import Any
 import httpx
 from numpy.typing import NDArray
 
-from . import _protocol
-from ._bags import Bags
-from ._clients import (
+from embstore_client._core import protocol
+from embstore_client._core.client_core import (
     DEFAULT_BASE_URL,
     DEFAULT_TIMEOUT_S,
-    Shared,
+    ClientCore,
     only,
     plan_ready,
     ssl_context_for,
 )
-from ._errors import ConnectionFailed, Timeout, Unavailable
-from ._ids import Ids
-from ._near_cache import NearCache
-from ._observe import Observer
-from ._options import DTYPE_DEFAULT, ON_MISSING_DEFAULT
-from ._plan import Plan
-from ._planner import MAX_IDS
-from ._rows import ManyRows, Rows
-from ._settings import Hedge, Retries
-from ._threads import Threads
-from ._transport import DeadlineTransport
+from embstore_client._core.ids import Ids
+from embstore_client._core.near_cache import NearCache
+from embstore_client._core.observer import Observer
+from embstore_client._core.options import DTYPE_DEFAULT, ON_MISSING_DEFAULT
+from embstore_client._core.plan import Plan
+from embstore_client._core.planner import MAX_IDS
+from embstore_client._core.policies import Hedge, Retries
+from embstore_client._core.query import Bags
+from embstore_client._core.rows import ManyRows, Rows
+from embstore_client._errors import ConnectionFailed, Timeout, Unavailable
+from embstore_client._sync.attempts import Executor
+from embstore_client._sync.transport import DeadlineTransport
 
 
 class EmbeddingClient:
     """Looks vectors up in an embstore server; safe to share between threads, best made once a process.
 
     Args:
-        base_url: where the server is, `http://` or `https://`; a path prefix is kept. Several addresses of the same
-            service are balanced over; those that fail are left alone for a while.
+        base_url: where the server is, `http://` or `https://`, a path prefix is kept; or `unix:///run/embstore.sock`,
+            the absolute path of its socket. Several addresses of the same service are balanced over; those that fail
+            are left alone for a while.
         timeout_s: for a whole call, connecting and retries included; each call may override it.
             The server is told what is left, and drops work that is late.
         api_key: sent as `Authorization: Bearer ...`.
@@ -50,7 +51,7 @@ class EmbeddingClient:
         max_ids: a call with more is split into several requests, sent at the same time.
         observer: hooks for metrics and tracing.
         verify: how `https://` certificates are checked: True (public roots), a file of roots, or an SSL context.
-        transport: an httpx transport instead of the network (tests, unix sockets, a proxy).
+        transport: an httpx transport instead of the network (tests, a proxy).
 
     Raises:
         ValueError: an argument that no call could work with.
@@ -75,7 +76,7 @@ class EmbeddingClient:
         verify: bool | str | ssl.SSLContext = True,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._shared = shared = Shared(
+        self._core = core = ClientCore(
             base_url,
             timeout_s=timeout_s,
             api_key=api_key,
@@ -86,8 +87,8 @@ class EmbeddingClient:
             max_ids=max_ids,
             observer=observer,
         )
-        self._carrier = Threads(shared, transport or DeadlineTransport(ssl_context_for(shared.base_urls, verify)))
-        shared.claim_cache()
+        self._executor = Executor(core, transport or DeadlineTransport(ssl_context_for(core.base_urls, verify)))
+        core.claim_cache()
 
     def lookup(
         self,
@@ -131,7 +132,7 @@ class EmbeddingClient:
         """
 
         def plan() -> Plan[Rows]:
-            return self._shared.planner.lookup(
+            return self._core.planner.lookup(
                 table,
                 ids,
                 version=version,
@@ -143,7 +144,7 @@ class EmbeddingClient:
                 weights=weights,
             )
 
-        return self._carrier.call("lookup", plan, timeout_s)
+        return self._executor.call("lookup", plan, timeout_s)
 
     def lookup_many(
         self,
@@ -171,9 +172,9 @@ class EmbeddingClient:
         """
 
         def plan() -> Plan[ManyRows]:
-            return self._shared.planner.lookup_many(ids_by_table, release=release, on_missing=on_missing, dtype=dtype)
+            return self._core.planner.lookup_many(ids_by_table, release=release, on_missing=on_missing, dtype=dtype)
 
-        return self._carrier.call("lookup_many", plan, timeout_s)
+        return self._executor.call("lookup_many", plan, timeout_s)
 
     def tables(self, *, timeout_s: float | None = None) -> list[dict[str, Any]]:
         """What is served: one dict a table, as the server describes it.
@@ -181,7 +182,7 @@ class EmbeddingClient:
         Raises:
             ServiceError, ConnectionFailed, Timeout, ProtocolError: as in `lookup`.
         """
-        return self._carrier.call("tables", lambda: only(_protocol.build_tables()), timeout_s)
+        return self._executor.call("tables", lambda: only(protocol.build_tables()), timeout_s)
 
     def ready(self, *, timeout_s: float | None = None) -> bool:
         """Whether lookups are being answered now, at one address at least; False too where nobody answers at all.
@@ -190,13 +191,13 @@ class EmbeddingClient:
             ServiceError, ProtocolError: something answers under `base_url`, but not an embstore.
         """
         try:
-            return self._carrier.call("ready", plan_ready, timeout_s, self._shared.attempts_at_all)
+            return self._executor.call("ready", plan_ready, timeout_s, self._core.attempts_at_each_address)
         except (ConnectionFailed, Timeout, Unavailable):
             return False
 
     def close(self) -> None:
         """Closes the connections; calls under way raise `ConnectionFailed`, the client cannot be used afterwards."""
-        self._carrier.close()
+        self._executor.close()
 
     def __enter__(self) -> EmbeddingClient:
         return self
@@ -207,4 +208,4 @@ class EmbeddingClient:
         self.close()
 
     def __repr__(self) -> str:
-        return self._shared.describe("EmbeddingClient")
+        return self._core.describe("EmbeddingClient")

@@ -1,29 +1,30 @@
-"""How the async client carries a plan out: tasks, under asyncio or trio."""
+"""Carries plans out for the async client: tasks, under asyncio or trio."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import anyio
 import httpx
 
-from ._attempts import Attempt, Attempts
-from ._clients import FAULTS, Shared, given_up_by_close
-from ._deadline import Deadline, GivenUp
-from ._errors import EmbstoreError, TooLarge
-from ._plan import Plan
-from ._protocol import Request
+from embstore_client._core.attempts import Attempt, Attempts
+from embstore_client._core.client_core import FAULTS, ClientCore, given_up_by_close
+from embstore_client._core.deadline import Deadline
+from embstore_client._core.plan import Plan
+from embstore_client._core.protocol import Request
+from embstore_client._errors import EmbstoreError, TooLarge
 
 T = TypeVar("T")
 
 
-class Tasks:
-    """The traffic of one async client."""
+class Executor:
+    """What carries the plans of one client out, attempt by attempt."""
 
-    def __init__(self, shared: Shared, transport: httpx.AsyncBaseTransport) -> None:
-        self._shared, self._transport = shared, transport
+    def __init__(self, core: ClientCore, transport: httpx.AsyncBaseTransport) -> None:
+        self._core, self._transport = core, transport
         self._closed = False
         self._under_way: set[anyio.CancelScope] = set()
 
@@ -44,64 +45,50 @@ class Tasks:
         """What the plan of a call makes, within the deadline."""
         if self._closed:
             raise RuntimeError("the client is closed")
-        deadline = self._shared.deadline(timeout_s)
-        try:
-            result = await self._planned(make, deadline, attempts or self._shared.attempts)
-        except BaseException as error:
-            self._shared.call_ended(operation, deadline, error)
-            raise
-        self._shared.call_ended(operation, deadline, None)
-        return result
+        with self._core.call(operation, timeout_s) as deadline:
+            return await self._execute(self._core.plan(make), deadline, attempts or self._core.attempts)
 
-    async def _planned(
-        self, make: Callable[[], Plan[T]], deadline: Deadline, attempts: Callable[[Deadline], Attempts]
-    ) -> T:
-        """Carry out what `make` plans; in smaller pieces where the server refuses large ones."""
-        plan = self._shared.plan(make)
+    async def _execute(self, plan: Plan[T], deadline: Deadline, attempts: Callable[[Deadline], Attempts]) -> T:
+        """Carry out a plan and those that follow from it; in smaller chunks where the server refuses large ones."""
         while True:
             try:
-                return await self._carry_out(plan, deadline, attempts)
+                if len(plan.requests) > 1:
+                    answers = await self._send_all(plan.requests, deadline, attempts)
+                else:  # none where the near-cache knows everything
+                    answers = [await self._send(request, deadline, attempts) for request in plan.requests]
             except TooLarge as error:
                 plan = plan.smaller(error)
-            except GivenUp as given_up:
-                raise given_up.error from given_up.__cause__
-
-    async def _carry_out(self, plan: Plan[T], deadline: Deadline, attempts: Callable[[Deadline], Attempts]) -> T:
-        while True:
-            if len(plan.requests) > 1:
-                answers = await self._carry_all(plan.requests, deadline, attempts)
-            else:  # none where the near-cache knows everything
-                answers = [await self._carry(request, deadline, attempts) for request in plan.requests]
+                continue
             merged = plan.merge(answers)
             if not isinstance(merged, Plan):
                 return merged
-            plan = merged
+            plan = replace(merged, smaller=plan.smaller)
 
-    async def _carry_all(
+    async def _send_all(
         self, requests: Sequence[Request[Any]], deadline: Deadline, attempts: Callable[[Deadline], Attempts]
     ) -> list[Any]:
         """The answers to requests that travel at the same time; the first error ends the call."""
         answers: list[Any] = [None] * len(requests)
         errors: list[Exception] = []
 
-        async def carry(i: int, request: Request[Any]) -> None:
+        async def send(i: int, request: Request[Any]) -> None:
             try:
-                answers[i] = await self._carry(request, deadline, attempts)
+                answers[i] = await self._send(request, deadline, attempts)
             except Exception as error:
                 errors.append(error)
                 group.cancel_scope.cancel()
 
         async with anyio.create_task_group() as group:
             for i, request in enumerate(requests):
-                group.start_soon(carry, i, request)
+                group.start_soon(send, i, request)
         if errors:
             raise errors[0]
         return answers
 
-    async def _carry(self, request: Request[T], deadline: Deadline, make_attempts: Callable[[Deadline], Attempts]) -> T:
+    async def _send(self, request: Request[T], deadline: Deadline, make_attempts: Callable[[Deadline], Attempts]) -> T:
         attempts = make_attempts(deadline)
-        if self._shared.traffic.hedge is not None:
-            return await self._race(request, deadline, attempts)
+        if self._core.traffic.hedge is not None:
+            return await self._send_hedged(request, deadline, attempts)
         while True:
             step = attempts.step()
             if not isinstance(step, Attempt):
@@ -118,12 +105,12 @@ class Tasks:
                 attempts.answered(step)
                 return answer
 
-    async def _race(self, request: Request[T], deadline: Deadline, attempts: Attempts) -> T:
+    async def _send_hedged(self, request: Request[T], deadline: Deadline, attempts: Attempts) -> T:
         """Attempts in tasks of their own, so that a second one can start while the first waits."""
         ended: deque[tuple[Attempt, T | None, Exception | None]] = deque()
         news = anyio.Event()
 
-        async def travel(attempt: Attempt) -> None:
+        async def send(attempt: Attempt) -> None:
             try:
                 ended.append((attempt, await self._try(request, attempt, deadline), None))
             except Exception as error:
@@ -140,7 +127,7 @@ class Tasks:
                         step = attempts.step()
                         if isinstance(step, Attempt):
                             running.append(step)
-                            group.start_soon(travel, step)
+                            group.start_soon(send, step)
                             continue
                         with anyio.move_on_after(step):
                             await news.wait()
@@ -167,24 +154,24 @@ class Tasks:
         return result[0]
 
     async def _try(self, request: Request[T], attempt: Attempt, deadline: Deadline) -> T:
-        shared, patience, chunks = self._shared, attempt.patience, []
+        core, timeouts, chunks = self._core, attempt.timeouts, []
         if self._closed:
             raise given_up_by_close()
         try:
-            with anyio.fail_after(patience.left()) as scope:
+            with anyio.fail_after(timeouts.left()) as scope:
                 self._under_way.add(scope)
                 try:
-                    response = await self._transport.handle_async_request(shared.http_request(request, attempt))
+                    response = await self._transport.handle_async_request(core.http_request(request, attempt))
                     try:
                         async for chunk in response.aiter_bytes():
-                            patience.check()
+                            timeouts.check()
                             chunks.append(chunk)
                     finally:
                         await response.aclose()
                 finally:
                     self._under_way.discard(scope)
         except (*FAULTS, TimeoutError) as fault:
-            raise shared.error_of(fault, attempt, deadline, closed=self._closed) from fault
+            raise core.error_of(fault, attempt, deadline, closed=self._closed) from fault
         if scope.cancelled_caught:
             raise given_up_by_close()
-        return shared.parse(request, response, chunks)
+        return core.parse(request, response, chunks)

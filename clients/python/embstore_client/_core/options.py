@@ -6,7 +6,7 @@ import operator
 from functools import lru_cache
 from urllib.parse import quote
 
-from ._decode import DTYPES
+from embstore_client._core.decode import DTYPES
 
 ON_MISSING = ("zero", "default", "error", "hash")
 ON_MISSING_DEFAULT = "zero"

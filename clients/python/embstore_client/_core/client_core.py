@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import TypeVar
@@ -13,19 +14,20 @@ from typing import TypeVar
 import httpcore
 import httpx
 
-from . import _protocol
-from ._attempts import Attempt, Attempts, EachAddress, Traffic, late, reason_of
-from ._deadline import Deadline, GivenUp
-from ._errors import ConnectionFailed, NotReady, ProtocolError, Timeout
-from ._idle import NO_ROOM
-from ._near_cache import NearCache
-from ._observe import Observer
-from ._options import check_on_missing
-from ._plan import Plan, the_only_answer
-from ._planner import Planner
-from ._protocol import Reply, Request
-from ._settings import Hedge, Retries
-from ._version import __version__
+from embstore_client._core import protocol
+from embstore_client._core.addresses import check_base_urls, url_and_socket
+from embstore_client._core.attempts import Attempt, Attempts, EachAddress, Traffic, late, reason_of
+from embstore_client._core.connections import NO_ROOM
+from embstore_client._core.deadline import Deadline, GivenUp
+from embstore_client._core.near_cache import NearCache
+from embstore_client._core.observer import Observer
+from embstore_client._core.options import check_on_missing
+from embstore_client._core.plan import Plan, the_only_answer
+from embstore_client._core.planner import Planner
+from embstore_client._core.policies import Hedge, Retries
+from embstore_client._core.protocol import Reply, Request
+from embstore_client._errors import ConnectionFailed, NotReady, ProtocolError, Timeout
+from embstore_client._version import __version__
 
 T = TypeVar("T")
 
@@ -44,7 +46,7 @@ FAULTS = (
 """What a transport raises."""
 
 
-class Shared:
+class ClientCore:
     """One client without its network."""
 
     def __init__(
@@ -74,13 +76,25 @@ class Shared:
         }
         if api_key is not None:
             headers["authorization"] = f"Bearer {_check_api_key(api_key)}"
-        # Headers and URLs repeat from call to call, and httpx takes long to make them.
         self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
-        self._url = lru_cache(maxsize=256)(lambda base, target: httpx.URL(base + target))
 
-    def deadline(self, timeout_s: float | None) -> Deadline:
-        """The deadline of a call that starts now."""
-        return Deadline(self.timeout_s if timeout_s is None else check_timeout(timeout_s), self.traffic.clock)
+    @contextmanager
+    def call(self, operation: str, timeout_s: float | None) -> Iterator[Deadline]:
+        """One call from now to its deadline; the observer hears how it ended."""
+        deadline = Deadline(self.timeout_s if timeout_s is None else check_timeout(timeout_s), self.traffic.clock)
+        failure: BaseException | None = None
+        try:
+            yield deadline
+        except GivenUp as given_up:
+            failure = given_up.error
+            raise given_up.error from given_up.__cause__
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            if self.traffic.observer is not None:
+                seconds = deadline.timeout_s - deadline.left()
+                self.traffic.tell("call_ended", operation=operation, seconds=seconds, reason=reason_of(failure))
 
     def claim_cache(self) -> None:
         """The last step of making a client, for what fails before must leave the near-cache to the next one."""
@@ -98,14 +112,14 @@ class Shared:
         """The attempts of one request."""
         return Attempts(self.traffic, deadline, self.traffic.retries)
 
-    def attempts_at_all(self, deadline: Deadline) -> Attempts:
+    def attempts_at_each_address(self, deadline: Deadline) -> Attempts:
         """One attempt at each address until one answers."""
         return EachAddress(self.traffic, deadline)
 
     def http_request(self, request: Request[T], attempt: Attempt) -> httpx.Request:
         """One attempt as httpx sends it."""
-        url = self._url(attempt.address.url, request.target)
-        timeout_ms = math.ceil(attempt.patience.timeout_s * 1000)
+        url, uds = url_and_socket(attempt.address.url, request.target)
+        timeout_ms = math.ceil(attempt.timeouts.timeout_s * 1000)
         headers = [
             (b"host", url.netloc),
             *self._headers,
@@ -122,12 +136,12 @@ class Shared:
             url,
             headers=headers,
             stream=httpx.ByteStream(request.body),
-            extensions={"timeout": attempt.patience},
+            extensions={"timeout": attempt.timeouts, "uds": uds},
         )
 
     def parse(self, request: Request[T], response: httpx.Response, chunks: list[bytes]) -> T:
         """What a whole answer means."""
-        headers = _protocol.fold_headers(response.headers.raw)
+        headers = protocol.fold_headers(response.headers.raw)
         return request.parse(Reply(response.status_code, headers, b"".join(chunks)))
 
     def error_of(self, fault: Exception, attempt: Attempt, deadline: Deadline, *, closed: bool) -> Exception:
@@ -140,18 +154,12 @@ class Shared:
         if isinstance(fault, httpx.TimeoutException | httpcore.TimeoutException | TimeoutError):
             if isinstance(fault, httpx.ConnectTimeout | httpcore.ConnectTimeout) and deadline.left() > 0:
                 return Timeout(f"no connection to {url} in time: {why}", timeout_s=deadline.timeout_s)
-            if attempt.patience.queues:
+            if attempt.timeouts.queues:
                 return Timeout(f"{NO_ROOM}, for {deadline.timeout_s:g} s", timeout_s=deadline.timeout_s)
             return late(attempt.address, deadline)
         if isinstance(fault, httpx.DecodingError):
             return ProtocolError(f"the answer from {url} cannot be decoded: {why}")
         return ConnectionFailed(f"no whole answer from {url}: {why}")
-
-    def call_ended(self, operation: str, deadline: Deadline, error: BaseException | None) -> None:
-        """A call returned, or raised."""
-        if self.traffic.observer is not None:
-            seconds = deadline.timeout_s - deadline.left()
-            self.traffic.tell("call_ended", operation=operation, seconds=seconds, reason=reason_of(error))
 
     def describe(self, name: str) -> str:
         """The client's repr; a key is not in it."""
@@ -171,7 +179,7 @@ def only(request: Request[T]) -> Plan[T]:
 
 def plan_ready() -> Plan[bool]:
     """The plan that asks whether somebody is ready; not to be is an error here, so that the next address is asked."""
-    request = _protocol.build_ready()
+    request = protocol.build_ready()
 
     def parse(reply: Reply) -> bool:
         if reply.status in (429, 504) or not request.parse(reply):
@@ -197,14 +205,6 @@ def ssl_context_for(base_urls: Sequence[str], verify: bool | str | ssl.SSLContex
     return httpx.create_ssl_context(verify=verify)
 
 
-def check_base_urls(base_url: str | Sequence[str]) -> tuple[str, ...]:
-    """The addresses, each once, in order."""
-    urls = (base_url,) if isinstance(base_url, str) else tuple(base_url)
-    if not urls:
-        raise ValueError("base_url must be one URL or several, got none")
-    return tuple(dict.fromkeys(_check_base_url(url) for url in urls))
-
-
 def check_timeout(timeout_s: float) -> float:
     """Seconds, above 0 and finite."""
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
@@ -212,21 +212,6 @@ def check_timeout(timeout_s: float) -> float:
     if not 0 < timeout_s <= LONGEST_TIMEOUT_S:
         raise ValueError(f"timeout_s must be above 0 and at most {LONGEST_TIMEOUT_S:g} s, got {timeout_s}")
     return float(timeout_s)
-
-
-def _check_base_url(base_url: str) -> str:
-    """The URL without its last slash; credentials would reach logs and messages, so it must have none."""
-    try:
-        url = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"base_url is not a URL: {error}") from error
-    if url.userinfo:
-        raise ValueError("base_url must not hold credentials; pass api_key=")
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(f"base_url must start with http:// or https:// and name a host, got {base_url!r}")
-    if url.query or url.fragment:
-        raise ValueError(f"base_url must end with its path, without ? or #, got {base_url!r}")
-    return str(url).rstrip("/")
 
 
 def _check_api_key(api_key: str) -> str:

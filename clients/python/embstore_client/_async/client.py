@@ -1,4 +1,4 @@
-"""The client for event loops: the attempts of a call carried by tasks, under asyncio or trio."""
+"""The client for event loops: calls are tasks, under asyncio or trio."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 import httpx
 from numpy.typing import NDArray
 
-from . import _protocol
-from ._async_transport import AsyncTransport
-from ._bags import Bags
-from ._clients import (
+from embstore_client._async.attempts import Executor
+from embstore_client._async.transport import AsyncTransport
+from embstore_client._core import protocol
+from embstore_client._core.client_core import (
     DEFAULT_BASE_URL,
     DEFAULT_TIMEOUT_S,
-    Shared,
+    ClientCore,
     only,
     plan_ready,
     ssl_context_for,
 )
-from ._errors import ConnectionFailed, Timeout, Unavailable
-from ._ids import Ids
-from ._near_cache import NearCache
-from ._observe import Observer
-from ._options import DTYPE_DEFAULT, ON_MISSING_DEFAULT
-from ._plan import Plan
-from ._planner import MAX_IDS
-from ._rows import ManyRows, Rows
-from ._settings import Hedge, Retries
-from ._tasks import Tasks
+from embstore_client._core.ids import Ids
+from embstore_client._core.near_cache import NearCache
+from embstore_client._core.observer import Observer
+from embstore_client._core.options import DTYPE_DEFAULT, ON_MISSING_DEFAULT
+from embstore_client._core.plan import Plan
+from embstore_client._core.planner import MAX_IDS
+from embstore_client._core.policies import Hedge, Retries
+from embstore_client._core.query import Bags
+from embstore_client._core.rows import ManyRows, Rows
+from embstore_client._errors import ConnectionFailed, Timeout, Unavailable
 
 
 class AsyncEmbeddingClient:
@@ -59,7 +59,7 @@ class AsyncEmbeddingClient:
         verify: bool | str | ssl.SSLContext = True,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._shared = shared = Shared(
+        self._core = core = ClientCore(
             base_url,
             timeout_s=timeout_s,
             api_key=api_key,
@@ -70,9 +70,9 @@ class AsyncEmbeddingClient:
             max_ids=max_ids,
             observer=observer,
         )
-        network = transport or AsyncTransport(ssl_context_for(shared.base_urls, verify))
-        self._carrier = Tasks(shared, network)
-        shared.claim_cache()
+        network = transport or AsyncTransport(ssl_context_for(core.base_urls, verify))
+        self._executor = Executor(core, network)
+        core.claim_cache()
 
     async def lookup(
         self,
@@ -91,7 +91,7 @@ class AsyncEmbeddingClient:
         """The vectors of `ids`, in their order, all from one version of `table`: see `EmbeddingClient.lookup`."""
 
         def plan() -> Plan[Rows]:
-            return self._shared.planner.lookup(
+            return self._core.planner.lookup(
                 table,
                 ids,
                 version=version,
@@ -103,7 +103,7 @@ class AsyncEmbeddingClient:
                 weights=weights,
             )
 
-        return await self._carrier.call("lookup", plan, timeout_s)
+        return await self._executor.call("lookup", plan, timeout_s)
 
     async def lookup_many(
         self,
@@ -117,24 +117,24 @@ class AsyncEmbeddingClient:
         """The vectors of several tables, all from one release: see `EmbeddingClient.lookup_many`."""
 
         def plan() -> Plan[ManyRows]:
-            return self._shared.planner.lookup_many(ids_by_table, release=release, on_missing=on_missing, dtype=dtype)
+            return self._core.planner.lookup_many(ids_by_table, release=release, on_missing=on_missing, dtype=dtype)
 
-        return await self._carrier.call("lookup_many", plan, timeout_s)
+        return await self._executor.call("lookup_many", plan, timeout_s)
 
     async def tables(self, *, timeout_s: float | None = None) -> list[dict[str, Any]]:
         """What is served: see `EmbeddingClient.tables`."""
-        return await self._carrier.call("tables", lambda: only(_protocol.build_tables()), timeout_s)
+        return await self._executor.call("tables", lambda: only(protocol.build_tables()), timeout_s)
 
     async def ready(self, *, timeout_s: float | None = None) -> bool:
         """Whether lookups are being answered now: see `EmbeddingClient.ready`."""
         try:
-            return await self._carrier.call("ready", plan_ready, timeout_s, self._shared.attempts_at_all)
+            return await self._executor.call("ready", plan_ready, timeout_s, self._core.attempts_at_each_address)
         except (ConnectionFailed, Timeout, Unavailable):
             return False
 
     async def aclose(self) -> None:
         """Closes the connections; calls under way raise `ConnectionFailed`, the client cannot be used afterwards."""
-        await self._carrier.aclose()
+        await self._executor.aclose()
 
     async def __aenter__(self) -> AsyncEmbeddingClient:
         return self
@@ -145,4 +145,4 @@ class AsyncEmbeddingClient:
         await self.aclose()
 
     def __repr__(self) -> str:
-        return self._shared.describe("AsyncEmbeddingClient")
+        return self._core.describe("AsyncEmbeddingClient")

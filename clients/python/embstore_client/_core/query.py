@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ._ids import INT64, Ids, normalize_ids
+from embstore_client._core.ids import INT64, Ids, normalize_ids
 
 POOLINGS = ("sum", "mean", "max")
 POOLING_DEFAULT = "mean"
@@ -37,7 +37,7 @@ class Bags:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Asked:
+class Query:
     """Checked ids, ready for the wire; with `offsets` and `pooling` they are bags, and a row is a bag, else an id."""
 
     ids: NDArray[np.int64] | list[str]
@@ -54,13 +54,13 @@ class Asked:
         """What a server counts against its limit: ids, or bags where they are more."""
         return len(self.ids) if self.offsets is None else max(len(self.ids), len(self.offsets))
 
-    def copy(self) -> Asked:
+    def copy(self) -> Query:
         """The same in memory of its own: what a caller does to its arrays while the answer travels changes nothing."""
         ids = self.ids if isinstance(self.ids, list) else self.ids.copy()
         if self.offsets is None:
-            return Asked(ids)
+            return Query(ids)
         weights = None if self.weights is None else self.weights.copy()
-        return Asked(ids, self.offsets.copy(), self.pooling, weights)
+        return Query(ids, self.offsets.copy(), self.pooling, weights)
 
     def first_id(self, row: int) -> int:
         """Where the ids of a row start; of the row after the last, where they end."""
@@ -68,13 +68,13 @@ class Asked:
             return row
         return int(self.offsets[row]) if row < len(self.offsets) else len(self.ids)
 
-    def rows(self, first: int, last: int) -> Asked:
+    def rows(self, first: int, last: int) -> Query:
         """The rows from `first` to `last`, which is left out."""
         start, stop = self.first_id(first), self.first_id(last)
         if self.offsets is None:
-            return Asked(self.ids[start:stop])
+            return Query(self.ids[start:stop])
         weights = None if self.weights is None else self.weights[start:stop]
-        return Asked(self.ids[start:stop], self.offsets[first:last] - start, self.pooling, weights)
+        return Query(self.ids[start:stop], self.offsets[first:last] - start, self.pooling, weights)
 
     def last_within(self, first: int, limit: int) -> int:
         """How far the rows from `first` on may go so that they have at most `limit` ids, and are at most so many."""
@@ -85,19 +85,19 @@ class Asked:
         return first + int(np.searchsorted(ends, self.first_id(first) + limit, side="right"))
 
 
-Given: TypeAlias = Ids | Bags | Asked
+Given: TypeAlias = Ids | Bags | Query
 
 
-def asked_of(given: Given) -> Asked:
+def query_of(given: Given) -> Query:
     """What a caller gives for one table, checked.
 
     Raises:
         TypeError, ValueError: ids, offsets, pooling or weights that no server could answer.
     """
-    if isinstance(given, Asked):
+    if isinstance(given, Query):
         return given
     if not isinstance(given, Bags):
-        return Asked(normalize_ids(given))
+        return Query(normalize_ids(given))
     ids = normalize_ids(given.ids)
     if given.pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {given.pooling!r:.40}")
@@ -106,7 +106,7 @@ def asked_of(given: Given) -> Asked:
         if given.pooling == "max":
             raise ValueError("pooling 'max' takes no weights: leave them out, or pool by sum or mean")
         weights = _checked_weights(given.weights, len(ids))
-    return Asked(ids, _checked_offsets(given.offsets, len(ids)), given.pooling, weights)
+    return Query(ids, _checked_offsets(given.offsets, len(ids)), given.pooling, weights)
 
 
 def bags_of_call(ids: Ids, offsets: Any, pooling: str | None, weights: Any) -> Ids | Bags:

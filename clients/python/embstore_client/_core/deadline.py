@@ -8,7 +8,7 @@ from typing import Protocol
 
 import httpx
 
-from ._errors import EmbstoreError
+from embstore_client._errors import EmbstoreError
 
 _PHASES = ("connect", "read", "write", "pool")
 _SHORTEST_WAIT_S = 0.001  # a socket timeout of 0 would mean "do not block", which is another error
@@ -25,7 +25,7 @@ class GivenUp(Exception):
 class Abortable(Protocol):
     """A connection that another thread can wake up and end."""
 
-    def abort(self, patience: Patience) -> None: ...
+    def abort(self, timeouts: AttemptTimeouts) -> None: ...
 
 
 class Deadline:
@@ -43,7 +43,7 @@ class Deadline:
         return self.end - self.clock()
 
 
-class Patience(Mapping[str, float]):
+class AttemptTimeouts(Mapping[str, float]):
     """What httpx takes as the four timeouts of one attempt, each being whatever is left of the whole call.
 
     httpx asks this mapping at the start of every phase (pool, connect, write, read), so a slow connect leaves
@@ -74,7 +74,7 @@ class Patience(Mapping[str, float]):
         if self.cancelled or self._deadline.left() < 0:
             raise httpx.ReadTimeout("the answer was not whole in time")
 
-    def travels_on(self, connection: Abortable) -> None:
+    def attach(self, connection: Abortable) -> None:
         """The connection that carries the attempt: what `cancel` ends."""
         self._connection = connection
         if self.cancelled:
@@ -91,7 +91,9 @@ class Patience(Mapping[str, float]):
             raise KeyError(phase)
         self.queues = phase == "pool"
         seconds = self.left()
-        return Seconds(seconds * self._connect_share if phase == "connect" else seconds, self, self._deadline.clock)
+        return PhaseTimeout(
+            seconds * self._connect_share if phase == "connect" else seconds, self, self._deadline.clock
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(_PHASES)
@@ -100,20 +102,20 @@ class Patience(Mapping[str, float]):
         return len(_PHASES)
 
 
-class Seconds(float):
-    """A timeout for any transport, which says to `DeadlineStream` whose patience it is and when its phase ends."""
+class PhaseTimeout(float):
+    """A timeout for any transport, which says to `DeadlineStream` which attempt it is of and when its phase ends."""
 
-    __slots__ = ("_clock", "_end", "patience")
+    __slots__ = ("_clock", "_end", "timeouts")
 
     _clock: Callable[[], float]
     _end: float
-    patience: Patience
+    timeouts: AttemptTimeouts
 
-    def __new__(cls, seconds: float, patience: Patience, clock: Callable[[], float]) -> Seconds:
+    def __new__(cls, seconds: float, timeouts: AttemptTimeouts, clock: Callable[[], float]) -> PhaseTimeout:
         self = super().__new__(cls, seconds)
-        self.patience, self._clock, self._end = patience, clock, clock() + seconds
+        self.timeouts, self._clock, self._end = timeouts, clock, clock() + seconds
         return self
 
     def left(self) -> float:
         """What remains of the phase; 0 or less once it is over, or the attempt cancelled."""
-        return 0.0 if self.patience.cancelled else self._end - self._clock()
+        return 0.0 if self.timeouts.cancelled else self._end - self._clock()

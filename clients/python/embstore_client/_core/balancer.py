@@ -60,7 +60,7 @@ class Address:
         return self.ejected_until is not None and now >= self.ejected_until and not self.probing
 
 
-class Balance:
+class Balancer:
     """The addresses of one client."""
 
     def __init__(self, urls: Sequence[str], random: Random) -> None:

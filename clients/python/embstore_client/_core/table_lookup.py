@@ -1,34 +1,35 @@
 """A lookup of one table that takes several requests, or that the near-cache may answer in part or whole. No IO.
 
-The answers of one call are from one version. Where pieces were answered by different ones (a new version came in
+The answers of one call are from one version. Where chunks were answered by different ones (a new version came in
 between, or the near-cache knew an older one), what is not from the newest is asked again, pinned to that version.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._bags import Asked
-from ._decode import widened
-from ._near_cache import Hits, NearCache
-from ._pieces import Part, Piece, cut, join
-from ._plan import Plan
-from ._protocol import Request, build_lookup
-from ._rows import Rows
+from embstore_client._core.chunks import AnsweredChunk, Chunk, cut, join
+from embstore_client._core.decode import widened
+from embstore_client._core.near_cache import Hits, NearCache
+from embstore_client._core.options import check_dtype, check_on_missing, check_version, lookup_path
+from embstore_client._core.plan import Plan
+from embstore_client._core.protocol import Request, build_lookup
+from embstore_client._core.query import Query
+from embstore_client._core.rows import Rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TableCall:
-    """One lookup, checked. `began` is when, which is how old the news in its answers are at most."""
+class TableLookup:
+    """One lookup. `began` is when, which is how old the news in its answers are at most."""
 
     table: str
-    asked: Asked
+    query: Query
     version: int | None
     label: str | None
     on_missing: str
@@ -37,54 +38,62 @@ class TableCall:
     began: float
     cache: NearCache | None
 
-    def request(self, piece: Piece, pinned: int | None) -> Request[Rows]:
+    def checked(self, limit: int, began: float) -> TableLookup:
+        """The same for requests of at most `limit` ids, in memory of its own; ValueError where it names no path."""
+        check_on_missing(self.on_missing)
+        check_dtype(self.dtype)
+        version = None if self.version is None else check_version(self.version)
+        lookup_path(self.table, version, self.label)
+        return replace(self, query=self.query.copy(), version=version, limit=limit, began=began)
+
+    def request(self, query: Query, pinned: int | None = None) -> Request[Rows]:
         version, label = (self.version, self.label) if pinned is None else (pinned, None)
         return build_lookup(
-            self.table, piece.asked, version=version, label=label, on_missing=self.on_missing, dtype=self.dtype
+            self.table, query, version=version, label=label, on_missing=self.on_missing, dtype=self.dtype
         )
 
-    def pieces(self, asked: Asked, places: NDArray[np.int64] | None = None) -> list[Piece]:
-        return cut(asked, self.limit, self.table, places)
+    def chunks(self, query: Query, places: NDArray[np.int64] | None = None) -> list[Chunk]:
+        return cut(query, self.limit, self.table, places)
 
-    def plan(self, asking: list[Piece], known: list[Part], pinned: int | None = None) -> Plan[Rows]:
-        requests = tuple(self.request(piece, pinned) for piece in asking)
+    def plan(self, asking: list[Chunk], known: list[AnsweredChunk], pinned: int | None = None) -> Plan[Rows]:
+        requests = tuple(self.request(chunk.query, pinned) for chunk in asking)
         return Plan(requests, partial(self.merge, asking, known))
 
-    def merge(self, asking: list[Piece], known: list[Part], answers: Sequence[Rows]) -> Rows | Plan[Rows]:
+    def merge(self, asking: list[Chunk], known: list[AnsweredChunk], answers: Sequence[Rows]) -> Rows | Plan[Rows]:
         newest = max(rows.version for rows in answers)
         self.remember(asking, answers, newest)
         if len(answers) == 1 and not known:
             return answers[0]
-        parts = known + [Part.of(piece, rows) for piece, rows in zip(asking, answers, strict=True)]
-        stale = [part.piece for part in parts if part.version != newest]
+        parts = known + [AnsweredChunk.of(chunk, rows) for chunk, rows in zip(asking, answers, strict=True)]
+        stale = [part.chunk for part in parts if part.version != newest]
         if not stale and known and len({part.wire.shape[1] for part in parts}) > 1:
             # The near-cache knows a version of the same number from a store that was since made anew.
-            return self.plan(self.pieces(self.asked), [], pinned=newest)
+            return self.plan(self.chunks(self.query), [], pinned=newest)
         if not stale:
-            return join(parts, self.asked.num_rows, len(self.asked.ids), self.dtype)
+            return join(parts, self.query.num_rows, len(self.query.ids), self.dtype)
         # What was in the cache may be more than one request may ask.
-        again = [part for piece in stale for part in self.recut(piece)]
+        again = [part for chunk in stale for part in self.recut(chunk)]
         return self.plan(again, [part for part in parts if part.version == newest], pinned=newest)
 
-    def recut(self, piece: Piece) -> list[Piece]:
-        return [piece] if isinstance(piece.ids_at, slice) else self.pieces(piece.asked, piece.ids_at)
+    def recut(self, chunk: Chunk) -> list[Chunk]:
+        return [chunk] if isinstance(chunk.ids_at, slice) else self.chunks(chunk.query, chunk.ids_at)
 
-    def remember(self, asking: list[Piece], answers: Sequence[Rows], newest: int) -> None:
+    def remember(self, asking: list[Chunk], answers: Sequence[Rows], newest: int) -> None:
         if self.cache is None or (
             self.version is None and not self.cache.saw(self.table, self.label, newest, self.began)
         ):
             return
-        for piece, rows in zip(asking, answers, strict=True):
-            if rows.version == newest and not isinstance(piece.asked.ids, list):
-                self.cache.put(self.table, piece.asked.ids, rows)
+        for chunk, rows in zip(asking, answers, strict=True):
+            if rows.version == newest and not isinstance(chunk.query.ids, list):
+                self.cache.put(self.table, chunk.query.ids, rows)
 
     def plan_whole(self) -> Plan[Rows]:
         """Asks the server for everything."""
-        return self.plan(self.pieces(self.asked), [])
+        return self.plan(self.chunks(self.query), [])
 
     def plan_cached(self, cache: NearCache) -> Plan[Rows]:
         """Asks the server for what the near-cache does not know, and for an id more where its version is in doubt."""
-        ids: Any = self.asked.ids
+        ids: Any = self.query.ids
         version, believed = self.version, True
         if version is None:
             version, believed = cache.version_of(self.table, self.label, self.began)
@@ -97,7 +106,7 @@ class TableCall:
 
     def plan_knowing(self, hits: Hits, version: int, believed: bool) -> Plan[Rows]:
         """Asks the server for the rest; for one at least where it is not `believed` that the version is current."""
-        ids: Any = self.asked.ids
+        ids: Any = self.query.ids
         if len(hits.places) == len(ids):
             if believed:
                 return Plan((), partial(_hit_rows, hits, version, self.dtype))
@@ -107,9 +116,10 @@ class TableCall:
         missed = np.ones(len(ids), np.bool_)
         missed[hits.places] = False
         places = np.flatnonzero(missed)
-        known = Piece(Asked(ids[hits.places]), hits.places, hits.places)
+        known = Chunk(Query(ids[hits.places]), hits.places, hits.places)
         return self.plan(
-            self.pieces(Asked(ids[places]), places), [Part(known, hits.wire, None, version, hits.release, None)]
+            self.chunks(Query(ids[places]), places),
+            [AnsweredChunk(known, hits.wire, None, version, hits.release, None)],
         )
 
 

@@ -1,4 +1,4 @@
-"""What travels for a call. No IO: the shells carry it."""
+"""The requests that a call takes. No IO: the executors send them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from ._bags import Asked, Bags, asked_of, bags_of_call
-from ._errors import TooLarge, TooManyIds
-from ._ids import Ids
-from ._many_tables import ManyCall
-from ._near_cache import NearCache
-from ._one_table import TableCall
-from ._options import (
+from embstore_client._core.ids import Ids
+from embstore_client._core.near_cache import NearCache
+from embstore_client._core.options import (
     DTYPE_DEFAULT,
     ON_MISSING_DEFAULT,
     check_dtype,
     check_on_missing,
-    check_version,
-    lookup_path,
     segment,
 )
-from ._plan import Plan, the_only_answer
-from ._protocol import build_lookup
-from ._rows import ManyRows, Rows
+from embstore_client._core.plan import Plan, the_only_answer
+from embstore_client._core.query import Bags, bags_of_call, query_of
+from embstore_client._core.release_lookup import ReleaseLookup
+from embstore_client._core.rows import ManyRows, Rows
+from embstore_client._core.table_lookup import TableLookup
+from embstore_client._errors import TooLarge, TooManyIds
 
 T = TypeVar("T")
 
@@ -78,32 +75,19 @@ class Planner:
             TooManyIds: one bag has more ids than a request may ask for.
         """
         on_missing = self.on_missing if on_missing is None else on_missing
-        asked = asked_of(bags_of_call(ids, offsets, pooling, weights))
-        return self._lookup(table, asked, version, label, on_missing, dtype, self.max_ids)
+        query = query_of(bags_of_call(ids, offsets, pooling, weights))
+        cache = self.near_cache if query.offsets is None and not isinstance(query.ids, list) else None
+        call = TableLookup(table, query, version, label, on_missing, dtype, self.max_ids, self.clock(), cache)
+        return self._lookup(call, self.max_ids)
 
-    def _lookup(
-        self,
-        table: str,
-        asked: Asked,
-        version: int | None,
-        label: str | None,
-        on_missing: str,
-        dtype: str,
-        limit: int,
-    ) -> Plan[Rows]:
-        smaller = partial(self._smaller, partial(self._lookup, table, asked, version, label, on_missing, dtype))
+    def _lookup(self, call: TableLookup, limit: int) -> Plan[Rows]:
+        smaller = partial(self._smaller, partial(self._lookup, call))
         if self._learned:
-            limit = min(limit, self._learned.get(table, limit))
-        cache = self.near_cache if asked.offsets is None and not isinstance(asked.ids, list) else None
-        if cache is None and asked.size <= limit:
-            request = build_lookup(table, asked, version=version, label=label, on_missing=on_missing, dtype=dtype)
-            return Plan((request,), the_only_answer, smaller)
-        check_on_missing(on_missing)
-        check_dtype(dtype)
-        version = None if version is None else check_version(version)
-        lookup_path(table, version, label)
-        call = TableCall(table, asked.copy(), version, label, on_missing, dtype, limit, self.clock(), cache)
-        plan = call.plan_whole() if cache is None or not asked.size else call.plan_cached(cache)
+            limit = min(limit, self._learned.get(call.table, limit))
+        if call.cache is None and call.query.size <= limit:
+            return Plan((call.request(call.query),), the_only_answer, smaller)
+        call = call.checked(limit, self.clock())
+        plan = call.plan_whole() if call.cache is None or not call.query.size else call.plan_cached(call.cache)
         return Plan(plan.requests, plan.merge, smaller, plan.hits, plan.misses)
 
     def lookup_many(
@@ -125,28 +109,28 @@ class Planner:
         check_dtype(dtype)
         if release is not None:
             segment("release", release)
-        asked = {table: asked_of(given) for table, given in tables.items()}
-        return self._lookup_many(ManyCall(asked, release, on_missing, dtype), self.max_ids)
+        queries = {table: query_of(given) for table, given in tables.items()}
+        return self._lookup_many(ReleaseLookup(queries, release, on_missing, dtype), self.max_ids)
 
-    def _lookup_many(self, call: ManyCall, limit: int) -> Plan[ManyRows]:
-        limit = min([limit, *(self._learned[key] for key in (None, *call.asked) if key in self._learned)])
+    def _lookup_many(self, call: ReleaseLookup, limit: int) -> Plan[ManyRows]:
+        limit = min([limit, *(self._learned[key] for key in (None, *call.queries) if key in self._learned)])
         plan = call.plan_whole(limit)
         return Plan(plan.requests, plan.merge, partial(self._smaller, partial(self._lookup_many, call)))
 
     def _smaller(self, plan: Callable[[int], Plan[T]], error: TooLarge) -> Plan[T]:
-        """The call again in smaller pieces, after the server refused one of its requests; `error` where none helps.
+        """The call again in smaller chunks, after the server refused one of its requests; `error` where none helps.
 
         A limit in ids is remembered for its table. One in bytes says nothing of other calls: half as many ids as were
         refused are tried, in this call alone.
         """
-        asked = error.asked
-        if asked is None or asked < 2:
+        num_ids = error.asked
+        if num_ids is None or num_ids < 2:
             raise error
-        if error.code == "too_many_ids" and error.limit is not None and 0 < error.limit < asked:
+        if error.code == "too_many_ids" and error.limit is not None and 0 < error.limit < num_ids:
             # Of two threads that learn at once the one with the larger limit may win, and then learns once more.
             self._learned[error.table] = min(error.limit, self._learned.get(error.table, error.limit))
             return plan(error.limit)
         try:
-            return plan(asked // 2)
+            return plan(num_ids // 2)
         except TooManyIds:  # a bag cannot be cut
             raise error from None

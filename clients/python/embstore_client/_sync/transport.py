@@ -7,20 +7,28 @@ ever. Here every read and write asks what is left. A proxy of the environment is
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import httpcore
 import httpx
 
-from ._deadline import Patience, Seconds
-from ._idle import KEEPALIVE_S, MAX_CONNECTIONS, NO_ROOM, Idle
+from embstore_client._core.connections import (
+    KEEPALIVE_S,
+    MAX_CONNECTIONS,
+    NO_ROOM,
+    Endpoint,
+    IdleConnections,
+    core_request,
+)
+from embstore_client._core.deadline import AttemptTimeouts, PhaseTimeout
 
 SocketOptions = Iterable[tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]]
 
@@ -30,23 +38,24 @@ class DeadlineTransport(httpx.BaseTransport):
 
     def __init__(self, ssl_context: ssl.SSLContext | None) -> None:
         self._ssl_context, self._network = ssl_context, _Network()
-        self._idle: Idle[httpcore.ConnectionInterface] = Idle(time.monotonic)
+        self._idle: IdleConnections[httpcore.ConnectionInterface] = IdleConnections(time.monotonic)
         self._room = threading.Semaphore(MAX_CONNECTIONS)
         self._closed = False
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         sent = core_request(request)
+        endpoint = Endpoint.of(sent)
         wait = _left(request.extensions.get("timeout", {}).get("pool"), httpcore.PoolTimeout)
         if not self._room.acquire(timeout=wait):
             raise httpcore.PoolTimeout(NO_ROOM)
         connection = None
         try:
-            connection = self._take(sent.url.origin)
+            connection = self._take(endpoint)
             response = connection.handle_request(sent)
         except BaseException:
-            self._give_back(sent.url.origin, connection)
+            self._give_back(endpoint, connection)
             raise
-        stream = _Body(response, partial(self._give_back, sent.url.origin, connection))
+        stream = _Body(response, partial(self._give_back, endpoint, connection))
         return httpx.Response(response.status, headers=response.headers, stream=stream)
 
     def close(self) -> None:
@@ -54,38 +63,30 @@ class DeadlineTransport(httpx.BaseTransport):
         for connection in self._idle.clear():
             connection.close()
 
-    def _take(self, origin: httpcore.Origin) -> httpcore.ConnectionInterface:
+    def _take(self, endpoint: Endpoint) -> httpcore.ConnectionInterface:
         spoilt: list[httpcore.ConnectionInterface] = []
-        connection = self._idle.take(origin, spoilt)
+        connection = self._idle.take(endpoint, spoilt)
         for old in spoilt:
             old.close()
         if connection is not None:
             return connection
         return httpcore.HTTPConnection(
-            origin, self._ssl_context, keepalive_expiry=KEEPALIVE_S, network_backend=self._network
+            httpcore.Origin(*endpoint.origin),
+            self._ssl_context,
+            keepalive_expiry=KEEPALIVE_S,
+            uds=endpoint.uds,
+            network_backend=self._network,
         )
 
-    def _give_back(self, origin: httpcore.Origin, connection: httpcore.ConnectionInterface | None) -> None:
+    def _give_back(self, endpoint: Endpoint, connection: httpcore.ConnectionInterface | None) -> None:
         """A call has ended, however it did."""
         self._room.release()
         if connection is not None:
-            done = connection if self._closed else self._idle.put(origin, connection)
+            done = connection if self._closed else self._idle.put(endpoint, connection)
             if done is not None:
                 done.close()
         if self._closed:  # meanwhile
             self.close()
-
-
-def core_request(request: httpx.Request) -> httpcore.Request:
-    """The same for httpcore."""
-    url = request.url
-    return httpcore.Request(
-        request.method,
-        httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-        headers=request.headers.raw,
-        content=request.stream,
-        extensions=request.extensions,
-    )
 
 
 class _Body(httpx.SyncByteStream):
@@ -108,18 +109,15 @@ def _nothing() -> None:
 
 
 class _Network(httpcore.NetworkBackend):
-    """Connections whose every wait asks what is left."""
-
-    def __init__(self) -> None:
-        self._inner = httpcore.SyncBackend()
+    """Connections whose every wait asks what is left; httpcore's own leave a socket open that could not connect."""
 
     def connect_tcp(
         self,
         host: str,
         port: int,
         timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: SocketOptions | None = None,
+        local_address: str | None = None,  # noqa: ARG002
+        socket_options: SocketOptions | None = None,  # noqa: ARG002
     ) -> httpcore.NetworkStream:
         """Connect to the first address of `host` that answers; they share the time, so a dead one costs its part."""
         try:
@@ -131,74 +129,113 @@ class _Network(httpcore.NetworkBackend):
             left = _left(timeout, httpcore.ConnectTimeout)
             share = None if left is None else left / untried
             try:
-                inner = self._inner.connect_tcp(addresses[-untried], port, share, local_address, socket_options)
-                return DeadlineStream(inner, timeout)
+                with _errors_as(httpcore.ConnectTimeout, httpcore.ConnectError):
+                    connection = socket.create_connection((addresses[-untried], port), share)
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    return DeadlineStream(connection, timeout)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failed = error
         raise failed
+
+    def connect_unix_socket(
+        self,
+        path: str,
+        timeout: float | None = None,
+        socket_options: SocketOptions | None = None,  # noqa: ARG002
+    ) -> httpcore.NetworkStream:
+        stream = DeadlineStream(socket.socket(socket.AF_UNIX), timeout)
+        stream.connect(path, timeout)
+        return stream
 
 
 class DeadlineStream(httpcore.NetworkStream):
     """A connection whose reads and writes end with the call that it is used for."""
 
-    def __init__(self, inner: httpcore.NetworkStream, timeout: float | None) -> None:
-        self._inner = inner
+    def __init__(self, connection: socket.socket, timeout: float | None) -> None:
+        self._connection = connection
         self._lock = threading.Lock()
-        self._patience: Patience | None = None
+        self._timeouts: AttemptTimeouts | None = None
         self._carries(timeout)
 
+    def connect(self, path: str, timeout: float | None) -> None:
+        """Connect a Unix-domain socket."""
+        try:
+            with _errors_as(httpcore.ConnectTimeout, httpcore.ConnectError):
+                self._connection.settimeout(_left(timeout, httpcore.ConnectTimeout))
+                self._connection.connect(path)
+        except BaseException:
+            self.close()
+            raise
+
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+        with _errors_as(httpcore.ReadTimeout, httpcore.ReadError):
+            self._connection.settimeout(_left(timeout, httpcore.ReadTimeout))
+            return self._connection.recv(max_bytes)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send all of `buffer`: piece by piece, for a server that reads slowly may not stretch the call."""
         self._carries(timeout)
-        connection, unsent = self._inner.get_extra_info("socket"), memoryview(buffer)
-        try:
+        unsent = memoryview(buffer)
+        with _errors_as(httpcore.WriteTimeout, httpcore.WriteError):
             while unsent:
-                connection.settimeout(_left(timeout, httpcore.WriteTimeout))
-                unsent = unsent[connection.send(unsent) :]
-        except TimeoutError as error:
-            raise httpcore.WriteTimeout(str(error)) from error
-        except OSError as error:
-            raise httpcore.WriteError(str(error)) from error
+                self._connection.settimeout(_left(timeout, httpcore.WriteTimeout))
+                unsent = unsent[self._connection.send(unsent) :]
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         try:
-            inner = self._inner.start_tls(ssl_context, server_hostname, _left(timeout, httpcore.ConnectTimeout))
+            with _errors_as(httpcore.ConnectTimeout, httpcore.ConnectError):
+                self._connection.settimeout(_left(timeout, httpcore.ConnectTimeout))
+                secured = ssl_context.wrap_socket(self._connection, server_hostname=server_hostname)
         except BaseException:
             self.close()
             raise
-        return DeadlineStream(inner, timeout)
+        return DeadlineStream(secured, timeout)
 
     def close(self) -> None:
-        self._inner.close()
+        self._connection.close()
 
     def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
+        """What httpcore asks: whether TLS chose a protocol, whether an idle connection was hung up on."""
+        if info == "is_readable":
+            poll = select.poll()
+            poll.register(self._connection, select.POLLIN)
+            return bool(poll.poll(0))
+        is_tls = isinstance(self._connection, ssl.SSLSocket)
+        return self._connection if info == "socket" or (info == "ssl_object" and is_tls) else None
 
-    def abort(self, patience: Patience) -> None:
-        """Wake the thread that reads or writes here for `patience`; the connection is then closed, not reused."""
+    def abort(self, timeouts: AttemptTimeouts) -> None:
+        """Wake the thread that reads or writes here for `timeouts`; the connection is then closed, not reused."""
         with self._lock:  # by now it may carry another call
-            if self._patience is patience:
+            if self._timeouts is timeouts:
                 with suppress(OSError):  # an `SSLSocket`'s own shutdown would have that thread go on without TLS
-                    socket.socket.shutdown(self._inner.get_extra_info("socket"), socket.SHUT_RDWR)
+                    socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
 
     def _carries(self, timeout: float | None) -> None:
-        patience = timeout.patience if isinstance(timeout, Seconds) else None
-        if patience is self._patience:
+        timeouts = timeout.timeouts if isinstance(timeout, PhaseTimeout) else None
+        if timeouts is self._timeouts:
             return
         with self._lock:
-            self._patience = patience
-        if patience is not None:
-            patience.travels_on(self)
+            self._timeouts = timeouts
+        if timeouts is not None:
+            timeouts.attach(self)
+
+
+@contextmanager
+def _errors_as(late: type[Exception], failed: type[Exception]) -> Iterator[None]:
+    """Errors of a socket as httpcore's."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise late(str(error)) from error
+    except OSError as error:
+        raise failed(str(error)) from error
 
 
 def _left(timeout: float | None, late: type[Exception]) -> float | None:
     """What remains now of a timeout that was given out earlier; raises `late` where nothing does."""
-    if not isinstance(timeout, Seconds):
+    if not isinstance(timeout, PhaseTimeout):
         return timeout
     left = timeout.left()
     if left <= 0:

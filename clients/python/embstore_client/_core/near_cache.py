@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._decode import DTYPES, wire_rows
-from ._hot_rows import HotRows
-from ._rows import Rows
+from embstore_client._core.decode import DTYPES, wire_rows
+from embstore_client._core.hot_rows import HotRows
+from embstore_client._core.rows import Rows
 
 MAX_AGE_S = 1.0
 _MAX_TABLES = 64

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Budget:
+class TokenBucket:
     """Extra attempts allowed: `share` of the requests made, and `per_s` a second besides.
 
     Each request puts `share` of a token in, each extra attempt takes one out, so when everything fails the extra load
