@@ -10,7 +10,7 @@ from embstore_client._core.problem import parse_problem
 from embstore_client._errors import BY_CODE, BY_STATUS
 
 from embstore import errors
-from server.http.problems import MEDIA_TYPE, STATUS, TITLE, problem
+from server.http.problems import KINDS, MEDIA_TYPE, problem
 
 HEADERS = {"content-type": MEDIA_TYPE.decode(), "x-request-id": "id"}
 OWN_NAMES = {"BadRequest": "MalformedRequest", "StoreError": "Unavailable", "DeviceFailed": "Unavailable"}
@@ -20,24 +20,25 @@ OWN_NAMES = {"BadRequest": "MalformedRequest", "StoreError": "Unavailable", "Dev
 def raised(kind: type[errors.EmbstoreError] = errors.EmbstoreError) -> Iterator[type[errors.EmbstoreError]]:
     """Every error of the library that has a place in a reply."""
     for child in kind.__subclasses__():
-        if child.code in STATUS:
+        if child.code in KINDS:
             yield child
         yield from raised(child)
 
 
 def test_both_sides_know_the_same_codes() -> None:
     """A code that only one side knows would be raised by its status alone, or never be sent."""
-    assert BY_CODE.keys() == STATUS.keys() == TITLE.keys()
+    assert BY_CODE.keys() == KINDS.keys()
 
 
-@pytest.mark.parametrize("code", STATUS)
+@pytest.mark.parametrize("code", KINDS)
 def test_a_code_comes_out_as_its_class_with_all_that_was_said(code: str) -> None:
     """The class is the code's own, one of its status; code, title, detail and facts are attributes."""
     status, body = problem(code, "why", "id", {"table": "item", "limit": 9})
     error = parse_problem(status, HEADERS, body)
     assert type(error) is BY_CODE[code]
     assert isinstance(error, BY_STATUS[status])
-    assert (error.status, error.code, error.title, error.detail) == (STATUS[code], code, TITLE[code], "why")
+    kind = KINDS[code]
+    assert (error.status, error.code, error.title, error.detail) == (kind.status, code, kind.title, "why")
     assert (error.table, error.limit, error.request_id) == ("item", 9, "id")
 
 

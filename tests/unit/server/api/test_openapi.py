@@ -12,8 +12,8 @@ import pytest
 from pydantic import BaseModel
 
 from server.api import schemas
-from server.api.codecs import json as json_codec
-from server.api.codecs import tensors
+from server.api.codecs import json_body, tensors
+from server.api.codecs.vectors import TEXT_DTYPES
 from server.app import create_app
 from server.settings import Settings
 
@@ -32,7 +32,7 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "struct"), [("Lookup", json_codec.LookupBody), ("ManyLookup", json_codec.ManyBody)], ids=["one", "many"]
+    ("name", "struct"), [("Lookup", json_body.LookupBody), ("ManyLookup", json_body.ManyBody)], ids=["one", "many"]
 )
 def test_a_lookup_body_has_the_fields_that_are_decoded(
     document: dict[str, Any], name: str, struct: type[msgspec.Struct]
@@ -64,5 +64,5 @@ def test_an_infer_body_has_the_fields_that_are_decoded(model: type[BaseModel], s
 
 def test_documented_types_are_the_supported_ones() -> None:
     """The types of JSON vectors and of input tensors in the document are those that the codecs have."""
-    assert get_args(schemas.LookupReply.model_fields["dtype"].annotation) == json_codec.JSON_DTYPES
+    assert get_args(schemas.LookupReply.model_fields["dtype"].annotation) == TEXT_DTYPES
     assert get_args(schemas.Datatype) == (*tensors.DTYPES, tensors.BYTES)
