@@ -105,10 +105,10 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Run a load test and report it. Flags override --set, and --set overrides the file."""
+    from loadtest.errors import ScenarioError
     from loadtest.report.files import Outputs
     from loadtest.run.session import interrupts
     from loadtest.scenario.checks import check
-    from loadtest.scenario.model import ScenarioError
     from loadtest.scenario.options import Flags, effective, to_toml
 
     with _readable_errors():
@@ -149,8 +149,8 @@ def run(
 
 def _run(scenario: Scenario, interrupt: Interrupts, repeat: int, calibrate: bool, outputs: Outputs, json: bool) -> int:
     """Run it so many times and report what there is, also when a run fails; the exit code."""
+    from loadtest.errors import LoadError
     from loadtest.report.live import make_live
-    from loadtest.run.plan import LoadError
     from loadtest.run.session import load_test
     from loadtest.scenario.target import ask_tables
 
@@ -356,10 +356,9 @@ def _say(message: str, code: int = 1) -> int:
 @contextlib.contextmanager
 def _readable_errors() -> Iterator[None]:
     """Errors that people can do something about are one line and an exit code."""
+    from loadtest.errors import LoadError, ScenarioError
     from loadtest.report.files import OutputError
     from loadtest.results.conditions import ConditionError
-    from loadtest.run.plan import LoadError
-    from loadtest.scenario.model import ScenarioError
 
     try:
         yield

@@ -7,10 +7,10 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
+from loadtest.errors import LoadError
 from loadtest.generator.interfaces import Asked, Caller, Engine, Request, Version
 from loadtest.generator.recorder import SECOND, Recorder
 from loadtest.generator.timer import Alarm
-from loadtest.run.plan import LoadError
 
 CONNECT_SECONDS = 10.0
 CONNECTS_AT_ONCE = 32

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from loadtest.errors import ScenarioError
 from loadtest.generator.interfaces import Owner, Request
 from loadtest.generator.raw_connection import Connection
-from loadtest.scenario.model import ScenarioError
 from loadtest.workload.request_stream import Source
 
 BUFFER_BYTES = 1 << 18
@@ -24,19 +24,6 @@ class Sockets:
         """Open a connection; OSError when the server cannot be reached."""
         loop = asyncio.get_running_loop()
         await loop.create_connection(lambda: Connection(owner, self.buffer), *self.address)
-
-
-class Prewritten(Sockets):
-    """Sends whole requests in turn; replies are not checked."""
-
-    def __init__(self, address: tuple[str, int], requests: Sequence[bytes]) -> None:
-        super().__init__(address)
-        self.requests, self.at = [Request(request) for request in requests], -1
-
-    def next(self, second: float) -> Request:  # noqa: ARG002
-        """The requests in turn."""
-        self.at = at = self.at + 1 if self.at + 1 < len(self.requests) else 0
-        return self.requests[at]
 
 
 class RawEngine(Sockets):

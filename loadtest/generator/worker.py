@@ -22,14 +22,14 @@ from urllib.parse import urlsplit
 
 import uvloop
 
+from loadtest.errors import LoadError, ScenarioError
 from loadtest.generator.clock_watch import EVERY_SECONDS, Watch
 from loadtest.generator.httpx_engine import HttpxEngine
 from loadtest.generator.interfaces import Engine
 from loadtest.generator.loops import ClosedLoop, Load, OpenLoop
 from loadtest.generator.raw_engine import RawEngine
 from loadtest.generator.recorder import SECOND, Recorder
-from loadtest.run.plan import LoadError
-from loadtest.scenario.model import Scenario, ScenarioError
+from loadtest.scenario.model import Scenario
 from loadtest.scenario.target import api_headers, tls_context
 from loadtest.workload.request_stream import Source
 from loadtest.workload.schedule import due_offsets, expected

@@ -6,14 +6,32 @@ from collections.abc import Sequence
 from typing import Any
 
 from loadtest.results.conditions import Condition
-from loadtest.results.report import BUSY, LATE, lateness
 from loadtest.results.result import Result
+from loadtest.results.tally import Tally
 
+BUSY = 0.95
+"""A generator that takes more of its core than this may be what limits the throughput."""
+LATE = "the generator was late itself"
+LAG_NS, LAG_SHARE = 200_000, 0.1
+"""Lag above both, a time and a share of the latency by the same percentile, adds to what is measured."""
 ENOUGH = 10_000
 """Requests from which on p99.9 is no chance."""
 OFFERED = 0.95
 OF_CEILING = 0.9
 ADVICE = "more processes, or engine raw, reach further"
+
+
+def lateness(tally: Tally, percent: float) -> tuple[str, str] | None:
+    """This percentile of lag and latency, for people, of a generator that was late by it; None where it was not."""
+    lag, latency = tally.lag.percentile(percent), tally.latency.percentile(percent)
+    if lag <= LAG_NS or lag <= LAG_SHARE * latency:
+        return None
+    return _ms(lag), _ms(latency)
+
+
+def _ms(ns: int) -> str:
+    """Milliseconds, with the digits that tell a lag from its limit."""
+    return f"{ns / 1e6:.4f} ms" if ns < 1_000_000 else f"{ns / 1e6:.2f} ms"
 
 
 def doubts(result: Result, parts: Sequence[dict[str, Any]]) -> list[str]:

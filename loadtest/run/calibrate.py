@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import httpx
 
+from loadtest.errors import LoadError
 from loadtest.run import worker_pool as fleet
-from loadtest.run.plan import LoadError
 from loadtest.scenario.model import Phase, Scenario
 from loadtest.scenario.target import api_headers, ask_tables, tls_context
 from loadtest.workload.request_stream import Source

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import IO, Any
 
+from loadtest.errors import LoadError
 from loadtest.generator.recorder import SECOND
 from loadtest.results.result import Result
 from loadtest.run.merge import gather
-from loadtest.run.plan import LoadError
 from loadtest.run.progress import Meter, OnProgress
 from loadtest.run.progress import Progress as Progress
 from loadtest.scenario.model import Scenario

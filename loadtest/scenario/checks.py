@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
-from loadtest.scenario.model import Ask, Batch, Event, Keys, Scenario, ScenarioError
+from loadtest.errors import ScenarioError
+from loadtest.scenario.model import Ask, Batch, Event, Keys, Scenario
 
 DTYPES = {
     "octet": ("float32", "float16", "bfloat16", "int8"),

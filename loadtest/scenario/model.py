@@ -11,10 +11,6 @@ PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 ENGINES: tuple[str, ...] = get_args(Engine)
 
 
-class ScenarioError(ValueError):
-    """A scenario that cannot be run; the message is one line and names the field."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Keys:
     """Which ids are asked for.

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loadtest.scenario.model import Ask, Event, Phase, Scenario, ScenarioError
+from loadtest.errors import ScenarioError
+from loadtest.scenario.model import Ask, Event, Phase, Scenario
 
 WARMUP_SECONDS = 1.0
 """Without a scenario file: connections are opened and code is warm before anything counts."""

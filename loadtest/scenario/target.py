@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 
-from loadtest.run.plan import LoadError
-from loadtest.scenario.model import Scenario, ScenarioError
+from loadtest.errors import LoadError, ScenarioError
+from loadtest.scenario.model import Scenario
 
 ASK_SECONDS = 10.0
 

@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from loadtest.scenario.model import Ask, Scenario, ScenarioError
+from loadtest.errors import ScenarioError
+from loadtest.scenario.model import Ask, Scenario
 
 
 class _Text(str):

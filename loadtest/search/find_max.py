@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from loadtest.errors import LoadError, ScenarioError
 from loadtest.results.conditions import Condition, parse
 from loadtest.results.result import Result
 from loadtest.results.validity import only_late
-from loadtest.run.plan import LoadError
-from loadtest.scenario.model import Scenario, ScenarioError
+from loadtest.scenario.model import Scenario
 from loadtest.search.outcome import VERDICTS, Found, Limit, Stage, Tried, Verdict, describe
 
 CONFIRMED = 0.95

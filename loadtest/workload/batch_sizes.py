@@ -7,7 +7,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.scenario.model import Batch, ScenarioError
+from loadtest.errors import ScenarioError
+from loadtest.scenario.model import Batch
 
 
 class Batches:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.scenario.model import Keys, ScenarioError
+from loadtest.errors import ScenarioError
+from loadtest.scenario.model import Keys
 from loadtest.workload.permutation import Scatter
 from loadtest.workload.recording import dense, read_different, read_ids
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.scenario.model import Keys, ScenarioError
+from loadtest.errors import ScenarioError
+from loadtest.scenario.model import Keys
 
 
 def read_ids(keys: Keys) -> NDArray[Any]:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.scenario.model import Ask, Scenario, ScenarioError
+from loadtest.errors import ScenarioError
+from loadtest.scenario.model import Ask, Scenario
 from loadtest.workload.batch_sizes import Batches, largest
 from loadtest.workload.ids import KeyStream, ReplayKeys, key_stream
 from loadtest.workload.requests import Prepared, prepare

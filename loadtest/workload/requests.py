@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,8 +13,8 @@ from urllib.parse import quote, urlencode
 
 from numpy.typing import NDArray
 
-from loadtest.scenario.model import Ask, ScenarioError
-from loadtest.workload.prewritten import infer_body, json_bytes, post_request
+from loadtest.errors import ScenarioError
+from loadtest.scenario.model import Ask
 from loadtest.workload.response_check import INFER_SIZE, JSON, MANY, OCTETS
 from loadtest.workload.response_check import Expect as Expect
 
@@ -35,9 +36,9 @@ class Prepared:
 
     def wire(self, host: str, headers: Sequence[tuple[str, str]] = ()) -> bytes:
         """The request as bytes of HTTP/1.1; `headers` are further ones."""
-        (_, content_type), *others = self.headers
-        lines = [f"{name}: {value}" for name, value in (*others, *headers)]
-        return post_request(host, self.target, self.body, content_type, *lines)
+        lines = [f"{self.method} {self.target} HTTP/1.1", f"host: {host}"]
+        lines += [f"{name}: {value}" for name, value in (*self.headers, *headers)]
+        return "\r\n".join([*lines, f"content-length: {len(self.body)}", "", ""]).encode() + self.body
 
 
 def prepare(ask: Ask, ids: Sequence[NDArray[Any]]) -> Prepared:
@@ -85,11 +86,45 @@ def _octet(ask: Ask, ids: Sequence[NDArray[Any]]) -> tuple[tuple[tuple[str, str]
 def _json(ask: Ask, ids: Sequence[NDArray[Any]]) -> tuple[tuple[tuple[str, str], ...], bytes]:
     parts = [{"ids": ids_B.tolist(), **_options(ask)} for ids_B in ids]
     body = parts[0] if len(parts) == 1 else {"tables": dict(zip(ask.tables, parts, strict=True))}
-    return (("content-type", JSON),), json_bytes(body)
+    return (("content-type", JSON),), _json_bytes(body)
 
 
 def _infer(ask: Ask, ids: Sequence[NDArray[Any]]) -> tuple[tuple[tuple[str, str], ...], bytes]:
     many = len(ask.tables) > 1
     inputs = dict(zip(ask.tables if many else ("ids",), ids, strict=True))
-    body, head_size = infer_body(inputs, ask.tables if many else ("embeddings",), _options(ask))
+    body, head_size = _infer_body(inputs, ask.tables if many else ("embeddings",), _options(ask))
     return (("content-type", OCTETS), (INFER_SIZE, str(head_size))), body
+
+
+def _infer_body(
+    inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], parameters: Mapping[str, str] | None = None
+) -> tuple[bytes, int]:
+    """Body of an inference call: ids [B] by input, int64 or strings, and binary outputs; and how much of it is JSON."""
+    raw = {name: _tensor_bytes(ids_B) for name, ids_B in inputs.items()}
+    tensors = [
+        {
+            "name": name,
+            "shape": [len(inputs[name])],
+            "datatype": "BYTES" if inputs[name].dtype == object else "INT64",
+            "parameters": {"binary_data_size": len(data)},
+        }
+        for name, data in raw.items()
+    ]
+    wanted = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
+    head = _json_bytes(
+        {"inputs": tensors, "outputs": wanted} | ({"parameters": dict(parameters)} if parameters else {})
+    )
+    return b"".join((head, *raw.values())), len(head)
+
+
+def _json_bytes(value: Any) -> bytes:
+    """JSON without spaces."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _tensor_bytes(ids_B: NDArray[Any]) -> bytes:
+    """Little-endian integers, or strings that each follow their length in 4 bytes."""
+    if ids_B.dtype != object:
+        return ids_B.astype("<i8", copy=False).tobytes()
+    encoded = [text.encode() for text in ids_B.tolist()]
+    return b"".join(len(data).to_bytes(4, "little") + data for data in encoded)

@@ -20,12 +20,12 @@ from support.serving import ServerProcess, serving
 
 from embstore.publish import open_store
 from loadtest import command
+from loadtest.errors import LoadError
 from loadtest.report.files import read_results, results_to_json
 from loadtest.results.histogram import Histogram
-from loadtest.results.report import LATE
 from loadtest.results.result import Generator, Result
 from loadtest.results.tally import Tally
-from loadtest.run.plan import LoadError
+from loadtest.results.validity import LATE
 from loadtest.scenario.model import Ask, Event, Keys, Phase, Scenario
 from loadtest.scenario.options import to_toml
 from loadtest.search.find_max import Limits, peak_rate

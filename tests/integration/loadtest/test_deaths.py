@@ -19,9 +19,9 @@ import pytest
 from support.driving import drive, scenario
 from support.ill_server import rows, scripted
 
+from loadtest.errors import LoadError
 from loadtest.results.result import Result
 from loadtest.run import worker_pool as fleet
-from loadtest.run.plan import LoadError
 
 ENGINES = pytest.mark.parametrize("engine", ["httpx", "raw"])
 

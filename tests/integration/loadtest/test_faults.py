@@ -16,9 +16,9 @@ from support.ill_server import reply, rows, scripted, server_context
 from support.serving import ServerProcess, serving
 
 import embstore
+from loadtest.errors import LoadError, ScenarioError
 from loadtest.run import worker_pool as fleet
-from loadtest.run.plan import LoadError
-from loadtest.scenario.model import Ask, Keys, ScenarioError
+from loadtest.scenario.model import Ask, Keys
 from loadtest.scenario.target import ask_tables
 
 KEY = "a-lookup-key"

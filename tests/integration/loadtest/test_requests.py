@@ -14,7 +14,8 @@ from support.serving import serving
 
 import embstore
 from embstore.publish import Publication
-from loadtest.scenario.model import Ask, Keys, Scenario, ScenarioError
+from loadtest.errors import ScenarioError
+from loadtest.scenario.model import Ask, Keys, Scenario
 from loadtest.scenario.target import ask_tables
 from loadtest.workload.requests import Expect, Prepared, prepare
 from loadtest.workload.response_check import row_bytes
@@ -122,10 +123,10 @@ def test_wire_is_the_request_as_http() -> None:
     head, _, body = request.wire("host:1", [("x-api-key", "k")]).partition(b"\r\n\r\n")
     assert head.decode().split("\r\n") == [
         "POST /v1/tables/item/versions/3/lookup?dtype=int8 HTTP/1.1",
-        "Host: host:1",
-        "Content-Type: application/octet-stream",
+        "host: host:1",
+        "content-type: application/octet-stream",
         "x-api-key: k",
-        "Content-Length: 16",
+        "content-length: 16",
     ]
     assert body == np.array([1, 2], "<i8").tobytes()
 

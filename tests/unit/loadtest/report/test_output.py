@@ -18,11 +18,11 @@ from loadtest.report.html import to_html
 from loadtest.report.live import PlainLines, Silent, Terminal, make_live, sparkline
 from loadtest.results import server_metrics as served
 from loadtest.results.histogram import Histogram
-from loadtest.results.report import LATE, lateness
 from loadtest.results.result import Generator, Mark, Result, Sample, Seen
 from loadtest.results.summary import to_summary
 from loadtest.results.tally import Tally
 from loadtest.results.units import bytes_text, plain_text, seconds_text, share_text, time_text
+from loadtest.results.validity import LATE, lateness
 from loadtest.run.worker_pool import Progress
 from loadtest.scenario.model import Ask, Phase, Scenario
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from loadtest.errors import ScenarioError
 from loadtest.scenario.checks import check
-from loadtest.scenario.model import Ask, Batch, Event, Keys, Phase, Scenario, ScenarioError
+from loadtest.scenario.model import Ask, Batch, Event, Keys, Phase, Scenario
 from loadtest.scenario.toml_file import read_scenario
 
 EXAMPLES = sorted((Path(__file__).parents[4] / "loadtest" / "scenarios").glob("*.toml"))

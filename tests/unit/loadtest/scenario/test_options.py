@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.errors import ScenarioError
 from loadtest.report.files import OutputError, Outputs, check_writable, numbered, read_results, write
 from loadtest.results.result import Generator, Result
 from loadtest.scenario.checks import check
-from loadtest.scenario.model import Ask, Batch, Event, Keys, Phase, Scenario, ScenarioError
+from loadtest.scenario.model import Ask, Batch, Event, Keys, Phase, Scenario
 from loadtest.scenario.options import Flags, effective, to_toml
 from loadtest.scenario.toml_file import read_scenario
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 import pytest
 from rich.console import Console
 
+from loadtest.errors import LoadError, ScenarioError
 from loadtest.results.conditions import parse
 from loadtest.results.histogram import Histogram
-from loadtest.results.report import LATE
 from loadtest.results.result import Generator, Result
 from loadtest.results.tally import Tally
-from loadtest.run.plan import LoadError
-from loadtest.scenario.model import Ask, Keys, Phase, Scenario, ScenarioError
+from loadtest.results.validity import LATE
+from loadtest.scenario.model import Ask, Keys, Phase, Scenario
 from loadtest.search.find_max import Limits, at_rate, chance_kept, find_max, peak_rate, whole_slo
 from loadtest.search.outcome import Found, describe, table
 

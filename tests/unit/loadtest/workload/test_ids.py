@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from loadtest.scenario.model import Batch, Keys, ScenarioError
+from loadtest.errors import ScenarioError
+from loadtest.scenario.model import Batch, Keys
 from loadtest.workload import permutation as scatter
 from loadtest.workload.batch_sizes import Batches
 from loadtest.workload.ids import key_stream

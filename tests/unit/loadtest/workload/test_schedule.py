@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from loadtest.scenario.model import Ask, Batch, Keys, Phase, Scenario, ScenarioError
+from loadtest.errors import ScenarioError
+from loadtest.scenario.model import Ask, Batch, Keys, Phase, Scenario
 from loadtest.workload import request_stream as source
 from loadtest.workload.request_stream import Source
 from loadtest.workload.schedule import due_offsets, expected
