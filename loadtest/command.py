@@ -77,7 +77,7 @@ def main() -> None:
 def run(
     scenario: Annotated[Path | None, typer.Argument(help="TOML file; without it a plain lookup of one table.")] = None,
     url: Annotated[str | None, typer.Option(help="The server. Default http://127.0.0.1:8000.")] = None,
-    table: Annotated[list[str] | None, typer.Option(help="Table to ask; several: all of them in one request.")] = None,
+    table: Annotated[list[str] | None, typer.Option(help="Table to look up; several: all in one request.")] = None,
     rate: Annotated[float | None, typer.Option(help="Requests a second, at the highest. Default 100.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds that are measured. Default 10.")] = None,
     warmup: Annotated[float | None, typer.Option(help="Seconds before that. Default 1, or as in the file.")] = None,
@@ -125,25 +125,25 @@ def run(
             processes=processes,
             fail_if=fail_if or (),
         )
-        asked = effective(scenario, set_ or (), flags)
-        check(asked)
+        made = effective(scenario, set_ or (), flags)
+        check(made)
         if print_scenario:
-            sys.stdout.write(to_toml(asked))
+            sys.stdout.write(to_toml(made))
             return
         outputs = Outputs(out=out, html=html, hgrm=hgrm)
         outputs.check()
         if bool(slo) != find_max:
             raise ScenarioError("--find-max and --slo go together: --find-max --slo 'p99<10ms'")
-        if find_max and (html or hgrm or repeat > 1 or asked.fail_if):
+        if find_max and (html or hgrm or repeat > 1 or made.fail_if):
             raise ScenarioError(
                 "--find-max has runs of its own, judged by --slo: leave out --html, --hgrm, --repeat "
                 "and conditions to fail"
             )
         with interrupts() as interrupt:
             if find_max:
-                code = _search(asked, slo or (), interrupt, out, json)
+                code = _search(made, slo or (), interrupt, out, json)
             else:
-                code = _run(asked, interrupt, repeat, calibrate, outputs, json)
+                code = _run(made, interrupt, repeat, calibrate, outputs, json)
         raise typer.Exit(code)
 
 
@@ -152,9 +152,9 @@ def _run(scenario: Scenario, interrupt: Interrupts, repeat: int, calibrate: bool
     from loadtest.errors import LoadError
     from loadtest.report.live import make_live
     from loadtest.run.session import load_test
-    from loadtest.scenario.target import ask_tables
+    from loadtest.scenario.target import list_tables
 
-    num_ids = ask_tables(scenario)
+    num_ids = list_tables(scenario)
     ceiling = _ceiling(scenario, num_ids, json) if calibrate else 0.0
     results: list[Result] = []
     failure = ""
@@ -186,20 +186,20 @@ def _search(scenario: Scenario, slo: Sequence[str], interrupt: Interrupts, out: 
     from loadtest.report.live import make_live
     from loadtest.results.conditions import parse
     from loadtest.run.session import load_test
-    from loadtest.scenario.target import ask_tables
+    from loadtest.scenario.target import list_tables
     from loadtest.search.find_max import Limits, find_max, peak_rate, whole_slo
-    from loadtest.search.outcome import Tried, table
+    from loadtest.search.outcome import Trial, table
 
     conditions = whole_slo([parse(text) for text in slo])
     peak_rate(scenario)
-    num_ids = ask_tables(scenario)
+    num_ids = list_tables(scenario)
     ceiling = _ceiling(scenario, num_ids, json)
 
     def run_once(at: Scenario) -> Result:
         with make_live(at, silent=json) as live:
             return load_test(at, stop=interrupt.stop, num_ids=num_ids, ceiling=ceiling, on_progress=live)
 
-    def tell(tried: Tried) -> None:
+    def tell(tried: Trial) -> None:
         why = tried.reason if tried.verdict == "unknown" else ", ".join(tried.figures)
         _note(f"{tried.rate:,.1f} requests/s: {tried.verdict}, {why}", json)
 
@@ -277,10 +277,10 @@ def _judge(results: Sequence[Result]) -> int:
     """1 when a condition holds in most runs that are valid, or would if late generators were not the reason of it, or
     when too few are valid."""
     from loadtest.results.conditions import parse
-    from loadtest.results.validity import decides, only_late
+    from loadtest.results.validity import decides, only_generator_lag
 
     code = 0
-    sound = [result for result in results if not result.invalid or only_late(result)]
+    sound = [result for result in results if not result.invalid or only_generator_lag(result)]
     for condition in map(parse, results[0].scenario.fail_if):
         held: list[float] = []
         unsure: list[Result] = []

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from loadtest.errors import ScenarioError
 from loadtest.generator.interfaces import Owner, Request
-from loadtest.generator.raw_connection import Connection
-from loadtest.workload.request_stream import Source
+from loadtest.generator.raw_connection import RawConnection
+from loadtest.workload.request_stream import RequestStream
 
 BUFFER_BYTES = 1 << 18
 
@@ -23,13 +23,13 @@ class Sockets:
     async def open(self, owner: Owner) -> None:
         """Open a connection; OSError when the server cannot be reached."""
         loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: Connection(owner, self.buffer), *self.address)
+        await loop.create_connection(lambda: RawConnection(owner, self.buffer), *self.address)
 
 
 class RawEngine(Sockets):
     """Sends what a source makes, and checks replies by their head."""
 
-    def __init__(self, url: str, source: Source, headers: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(self, url: str, source: RequestStream, headers: Sequence[tuple[str, str]] = ()) -> None:
         parts = urlsplit(url)
         if parts.scheme != "http" or parts.path.strip("/"):
             raise ScenarioError(f"engine raw: url must be http://HOST:PORT, got {url!r}")

@@ -10,7 +10,7 @@ from itertools import chain
 
 from loadtest.report.axes import Scale, from_zero, of_percentiles, of_shares, of_times, over_time
 from loadtest.report.svg import Event, Frame, Layer, Line, line_plot, span_plot, stacked_plot
-from loadtest.results import server_metrics as served
+from loadtest.results import server_metrics
 from loadtest.results.hgrm import curve
 from loadtest.results.histogram import Histogram
 from loadtest.results.result import Result
@@ -59,7 +59,7 @@ class Charts:
 
     def __init__(self, result: Result) -> None:
         self.result = result
-        self.samples = served.thinned(result.samples)
+        self.samples = server_metrics.thinned(result.samples)
         self.bins = _bins(result)
         self.seconds = max(result.seconds, self.bins[-1].end if self.bins else 0.0, 0.1)
         self.offered = "due" if result.scenario.mode == "open" else "sent"
@@ -198,42 +198,42 @@ class Charts:
         return Chart(title="Errors", note=note, svg=svg, legend=legend)
 
     def _work(self) -> Chart | None:
-        counted = served.rates(self.samples, served.DURATION + "_count").get("", [])
+        counted = server_metrics.rates(self.samples, server_metrics.DURATION + "_count").get("", [])
         client = [(one.middle, one.per_s(one.tally.ok)) for one in self.bins]
         lines = [_line("server", counted, BLUE), Line(name="client's 2xx", points=client, color=GREY, dashed=True)]
         y = from_zero(_values(lines), "requests a second", plain_text)
         return self._half("Lookups", "Counted by the server, and good replies that arrived here.", y, lines, counted)
 
     def _both_latencies(self) -> Chart | None:
-        server = [(at, 1e9 * value) for at, value in served.latency(self.samples, 99)]
+        server = [(at, 1e9 * value) for at, value in server_metrics.latency(self.samples, 99)]
         lines = [self._times_of("service", "client", 99, GREY, dashed=True), _line("server", server, ORANGE)]
         y = of_times(_values(lines), "p99 (log scale)")
         note = "p99 of the service time here, and of the server's own time (estimated from its buckets)."
         return self._half("Inside and outside", note, y, lines, server)
 
     def _waiting(self) -> Chart | None:
-        waiting = served.gauge(self.samples, "embstore_queue_depth")
-        inside = served.gauge(self.samples, "embstore_inflight_requests")
+        waiting = server_metrics.gauge(self.samples, "embstore_queue_depth")
+        inside = server_metrics.gauge(self.samples, "embstore_inflight_requests")
         lines = [_line("in flight", inside, BLUE), _line("queued", waiting, ORANGE)]
         y = from_zero(_values(lines), "requests", plain_text, least=4.0)
         return self._half("Inside the server", "At the moment of each sample.", y, lines, inside or waiting)
 
     def _hits(self) -> Chart | None:
-        tiers = served.hit_share(self.samples)
+        tiers = server_metrics.hit_share(self.samples)
         lines = [_line(tier, shares, color) for color, (tier, shares) in enumerate(tiers.items())]
-        note = "Share of the ids that each tier had, of those it was asked for."
+        note = "Share of the ids that each tier had, of its lookups."
         return self._half("Cache hits", note, of_shares("share of ids"), lines, next(iter(tiers.values()), []))
 
     def _memory(self) -> Chart | None:
         names = (("process", "process_resident_memory_bytes", BLUE), ("tables", "embstore_table_bytes", GREEN))
-        lines = [_line(name, served.gauge(self.samples, metric), color) for name, metric, color in names]
+        lines = [_line(name, server_metrics.gauge(self.samples, metric), color) for name, metric, color in names]
         lines = [line for line in lines if line.points]
         y = from_zero(_values(lines), "bytes", bytes_text)
         said = " and ".join(f"of its {line.name}" for line in lines)
         return self._half("Memory", f"As the server says, {said}.", y, lines, lines and lines[0].points)
 
     def _refusals(self) -> Chart | None:
-        refused = served.rates(self.samples, "embstore_rejected_total", "reason")
+        refused = server_metrics.rates(self.samples, "embstore_rejected_total", "reason")
         some = {reason: often for reason, often in refused.items() if any(value for _, value in often)}
         lines = [_line(reason, often, n % GREY) for n, (reason, often) in enumerate(some.items())]
         y = from_zero(_values(lines), "a second", plain_text)

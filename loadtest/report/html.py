@@ -13,7 +13,7 @@ from loadtest.report.charts import Chart, Charts
 from loadtest.results.result import Result
 from loadtest.results.summary import to_summary
 from loadtest.results.units import bytes_text, rate_text, seconds_text, share_text, time_text
-from loadtest.scenario.model import Ask, Batch, Keys, Scenario
+from loadtest.scenario.model import Batch, IdDistribution, RequestSpec, Scenario
 
 Row = Sequence[str]
 
@@ -152,42 +152,42 @@ def _generator(found: dict[str, Any]) -> str:
 
 
 def _scenario(scenario: Scenario) -> str:
-    """What was asked for, in full."""
-    left_out = ("phases", "asks", "events", "name", "api_key_file")
+    """The scenario, in full."""
+    left_out = ("phases", "requests", "events", "name", "api_key_file")
     values = {f.name: getattr(scenario, f.name) for f in dataclasses.fields(scenario) if f.name not in left_out}
-    asks = [
+    requests = [
         [
-            ask.kind,
-            "+".join(ask.tables),
-            ask.protocol,
-            f"{ask.weight:g}",
-            _keys(ask.keys),
-            _batch(ask.batch),
-            _pinned(ask),
+            spec.kind,
+            "+".join(spec.tables),
+            spec.protocol,
+            f"{spec.weight:g}",
+            _ids(spec.ids),
+            _batch(spec.batch),
+            _pinned(spec),
         ]
-        for ask in scenario.asks
+        for spec in scenario.requests
     ]
     phases = [
         [one.name + " (warm-up)" * one.warmup, seconds_text(one.seconds), rate_text(one.rate)]
         + ["" if one.rate_to is None else rate_text(one.rate_to)]
         for one in scenario.phases
     ]
-    heads = ("requests", "tables", "protocol", "weight", "keys", "ids a request", "further")
+    heads = ("requests", "tables", "protocol", "weight", "ids", "ids a request", "further")
     return (
-        _table(heads, asks, numbers=(3,))
+        _table(heads, requests, numbers=(3,))
         + _table(("phase", "lasts", "rate", "rising or falling to"), phases, numbers=(1, 2, 3))
         + _pairs([(name.replace("_", " "), _plain(value)) for name, value in values.items()])
     )
 
 
-def _keys(keys: Keys) -> str:
-    among = f" of {keys.num_ids:,}" if keys.num_ids else ""
-    if keys.kind == "zipf":
-        return f"Zipf {keys.exponent:g}{among}"
-    if keys.kind == "hot":
-        return f"{share_text(keys.hot_share)} from {keys.hot_ids:,} hot ids{among}, drift {keys.drift:g} a minute"
-    if keys.kind == "replay":
-        return f"replay of {keys.column} in {keys.file}" + (f", {keys.speed:g} times as fast" * bool(keys.time_column))
+def _ids(ids: IdDistribution) -> str:
+    among = f" of {ids.num_ids:,}" if ids.num_ids else ""
+    if ids.kind == "zipf":
+        return f"Zipf {ids.exponent:g}{among}"
+    if ids.kind == "hot":
+        return f"{share_text(ids.hot_share)} from {ids.hot_ids:,} hot ids{among}, drift {ids.drift:g} a minute"
+    if ids.kind == "replay":
+        return f"replay of {ids.column} in {ids.file}" + (f", {ids.speed:g} times as fast" * bool(ids.time_column))
     return f"uniform{among}"
 
 
@@ -202,9 +202,9 @@ def _batch(batch: Batch) -> str:
     return ", ".join(f"{size:,} ({weight:g})" for size, weight in zip(batch.sizes, weights, strict=True))
 
 
-def _pinned(ask: Ask) -> str:
-    pins = [f"{name} {getattr(ask, name)}" for name in ("version", "label", "release") if getattr(ask, name)]
-    return ", ".join([ask.dtype, f"missing: {ask.on_missing}", *pins])
+def _pinned(spec: RequestSpec) -> str:
+    pins = [f"{name} {getattr(spec, name)}" for name in ("version", "label", "release") if getattr(spec, name)]
+    return ", ".join([spec.dtype, f"missing: {spec.on_missing}", *pins])
 
 
 def _section(title: str, charts: Sequence[Chart], before: str = "") -> str:

@@ -60,8 +60,8 @@ class PlainLines(Silent):
             self.note(f"{where}, {progress.phase}: warming up")
             return
         failed = ", ".join(f"{count:,} x {name}" for name, count in progress.failed.most_common(3)) or "no errors"
-        asked = asked_rate(self.scenario, progress.at)
-        got = rate_text(self.pace.got) + ("" if asked is None else f" of {rate_text(asked)}")
+        offered = offered_rate(self.scenario, progress.at)
+        got = rate_text(self.pace.got) + ("" if offered is None else f" of {rate_text(offered)}")
         times = f"p50 {_ms(progress.p50_ms)}, p99 {_ms(progress.p99_ms)}"
         self.note(f"{where}, {progress.phase}: 2xx {got}, {times}, {failed}")
 
@@ -103,8 +103,8 @@ class Terminal(Silent):
         rows.add_column(style="dim", no_wrap=True)
         rows.add_column(justify="right", min_width=10, no_wrap=True)
         rows.add_column(no_wrap=True, overflow="crop")
-        asked = asked_rate(self.scenario, progress.at)
-        due = "" if asked is None else f" of {rate_text(asked)} asked"
+        offered = offered_rate(self.scenario, progress.at)
+        due = "" if offered is None else f" of {rate_text(offered)}"
         rows.add_row("2xx", rate_text(pace.got), Text.assemble((sparkline(pace.rates), "green"), due))
         rows.add_row("p50", _ms(progress.p50_ms), Text(sparkline(pace.p50s), style="cyan"))
         rows.add_row("p99", _ms(progress.p99_ms), Text(sparkline(pace.p99s), style="yellow"))
@@ -156,7 +156,7 @@ def moment(progress: Progress) -> str:
     return seconds_text(round(min(progress.at, progress.seconds)))
 
 
-def asked_rate(scenario: Scenario, at: float) -> float | None:
+def offered_rate(scenario: Scenario, at: float) -> float | None:
     """Requests a second that are due in second `at`; None where no rate says that."""
     if scenario.mode == "closed" or scenario.clock is not None:
         return None

@@ -40,7 +40,7 @@ NOT_LOAD = {
     "": {"name", "url", "processes", "seed", "api_key_file", "insecure", "ca", "scrape", "fail_if"},
     "events": {"name", "store", "pid", "pid_file", "version"},
     "phases": {"name"},
-    "asks": {"name"},
+    "requests": {"name"},
 }
 """What of a scenario may differ: where the load goes, who makes it, what things are called."""
 

@@ -86,7 +86,7 @@ class Result:
         return found
 
     def kinds(self) -> list[str]:
-        """The kinds of requests, those asked most first."""
+        """The kinds of requests, most frequent first."""
         counts: dict[str, int] = defaultdict(int)
         for (_, kind), tally in self.tallies.items():
             counts[kind] += tally.offered

@@ -1,4 +1,4 @@
-"""What a load test found, in the few figures that people ask for first."""
+"""What a load test found, in its key figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loadtest.results.result import Result
 from loadtest.results.server_metrics import view
 from loadtest.results.tally import Tally
 from loadtest.results.units import share_text, time_text
-from loadtest.results.validity import decides, only_late
+from loadtest.results.validity import decides, only_generator_lag
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 MISSING_SHARE = 0.1
@@ -35,7 +35,7 @@ def to_summary(result: Result) -> dict[str, Any]:
         "seconds": span,
         "partial": result.partial,
         "invalid": list(result.invalid),
-        "upper_bounds": only_late(result),
+        "upper_bounds": only_generator_lag(result),
         "warnings": warnings(result, total) + missing(server),
         "total": figures(total, span),
         "kinds": {kind: figures(result.total(kind=kind), span) for kind in result.kinds()},
@@ -126,7 +126,7 @@ def missing(server: Mapping[str, Any]) -> list[str]:
     if lost <= MISSING_SHARE * (found + lost):
         return []
     share = share_text(lost / (found + lost))
-    return [f"the server did not have {share} of the ids: keys.file and keys.column name a file of those there are"]
+    return [f"the server did not have {share} of the ids: ids.file and ids.column name a file of those there are"]
 
 
 def _judged(condition: Condition, result: Result, total: Tally) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 from loadtest.errors import ScenarioError
-from loadtest.scenario.model import Ask, Batch, Event, Keys, Scenario
+from loadtest.scenario.model import Batch, Event, IdDistribution, RequestSpec, Scenario
 
 DTYPES = {
     "octet": ("float32", "float16", "bfloat16", "int8"),
@@ -67,7 +67,7 @@ def _check_server(scenario: Scenario) -> None:
         known = False
     _must(known, f"url must begin with http:// or https:// and a host, got {scenario.url!r}")
     bare = parts.path in ("", "/") and not parts.query and not parts.fragment
-    _must(bare, f"url must end after host and port: paths follow from asks; got {scenario.url!r}")
+    _must(bare, f"url must end after host and port: paths follow from requests; got {scenario.url!r}")
     secure = parts.scheme == "https"
     _must(secure or not scenario.insecure, "insecure is for https:// only, and url begins with http://")
     _must(secure or not scenario.ca, "ca is for https:// only, and url begins with http://")
@@ -106,75 +106,80 @@ def _check_phases(scenario: Scenario) -> None:
 
 
 def _check_asks(scenario: Scenario) -> None:
-    asks = scenario.asks
-    _must(bool(asks), "asks is empty: one at least says what to ask for")
+    requests = scenario.requests
+    _must(bool(requests), "requests is empty: one at least says what to ask for")
     kinds: dict[str, int] = {}
-    for at, ask in enumerate(asks):
-        where = f"asks.{at}"
-        _check_ask(ask, where)
-        first = kinds.setdefault(ask.kind, at)
-        _must(first == at, f"{where}.name: asks.{first} is called {ask.kind!r} too; give each a name of its own")
-    _must(sum(ask.weight for ask in asks) > 0, "asks: weight is 0 in all of them; one at least must be above 0")
+    for at, spec in enumerate(requests):
+        where = f"requests.{at}"
+        _check_request(spec, where)
+        first = kinds.setdefault(spec.kind, at)
+        _must(first == at, f"{where}.name: requests.{first} is called {spec.kind!r} too; give each a name of its own")
+    _must(
+        sum(spec.weight for spec in requests) > 0, "requests: weight is 0 in all of them; one at least must be above 0"
+    )
     if scenario.clock is not None:
-        at = asks.index(scenario.clock)
-        column = f"asks.{at}.keys.time_column"
+        at = requests.index(scenario.clock)
+        column = f"requests.{at}.ids.time_column"
         _must(scenario.mode == "open", f"{column}: requests due at recorded times need mode open, not closed")
-        _must(len(asks) == 1, f"{column}: a recording with a clock must be the only one of asks, there are {len(asks)}")
+        _must(
+            len(requests) == 1,
+            f"{column}: a recording with a clock must be the only one of requests, there are {len(requests)}",
+        )
         fixed = scenario.clock.batch.kind == "fixed"
-        _must(fixed, f"asks.{at}.batch.kind must be fixed where keys.time_column says when requests are due")
+        _must(fixed, f"requests.{at}.batch.kind must be fixed where ids.time_column says when requests are due")
 
 
-def _check_ask(ask: Ask, where: str) -> None:
-    many = len(ask.tables) > 1
-    _must(bool(ask.tables), f"{where}.tables is empty: name at least one")
-    for table in ask.tables:
+def _check_request(spec: RequestSpec, where: str) -> None:
+    many = len(spec.tables) > 1
+    _must(bool(spec.tables), f"{where}.tables is empty: name at least one")
+    for table in spec.tables:
         _check_name(f"{where}.tables", table)
-    _must(len(set(ask.tables)) == len(ask.tables), f"{where}.tables names a table twice")
-    _must(ask.weight >= 0, f"{where}.weight must not be negative, got {ask.weight:g}")
-    _must(not many or ask.protocol != "octet", f"{where}.protocol: octet asks one table; for several use json or infer")
+    _must(len(set(spec.tables)) == len(spec.tables), f"{where}.tables names a table twice")
+    _must(spec.weight >= 0, f"{where}.weight must not be negative, got {spec.weight:g}")
+    _must(not many or spec.protocol != "octet", f"{where}.protocol: octet has one table; for several use json or infer")
     alone = "model embstore is all tables together; ask for a table of that name with octet or json"
-    _must(many or ask.protocol != "infer" or ask.tables[0] != "embstore", f"{where}.tables: {alone}")
-    dtypes = DTYPES[ask.protocol]
-    _must(ask.dtype in dtypes, f"{where}.dtype of {ask.protocol} must be {_any_of(dtypes)}, got {ask.dtype!r}")
-    _must(ask.on_missing in ON_MISSING, f"{where}.on_missing must be {_any_of(ON_MISSING)}, got {ask.on_missing!r}")
-    _check_pin(ask, where, many)
-    _check_keys(ask.keys, f"{where}.keys")
-    _must(not many or not ask.keys.file, f"{where}.keys.file has the ids of one table, and tables names several")
-    _check_batch(ask.batch, f"{where}.batch")
+    _must(many or spec.protocol != "infer" or spec.tables[0] != "embstore", f"{where}.tables: {alone}")
+    dtypes = DTYPES[spec.protocol]
+    _must(spec.dtype in dtypes, f"{where}.dtype of {spec.protocol} must be {_any_of(dtypes)}, got {spec.dtype!r}")
+    _must(spec.on_missing in ON_MISSING, f"{where}.on_missing must be {_any_of(ON_MISSING)}, got {spec.on_missing!r}")
+    _check_pin(spec, where, many)
+    _check_ids(spec.ids, f"{where}.ids")
+    _must(not many or not spec.ids.file, f"{where}.ids.file has the ids of one table, and tables names several")
+    _check_batch(spec.batch, f"{where}.batch")
 
 
-def _check_pin(ask: Ask, where: str, many: bool) -> None:
+def _check_pin(spec: RequestSpec, where: str, many: bool) -> None:
     """What is asked for beside the newest."""
-    _must(not (ask.version and ask.label), f"{where}: version and label contradict each other: set one of them")
+    _must(not (spec.version and spec.label), f"{where}: version and label contradict each other: set one of them")
     if many:
-        _must(not ask.version, f"{where}.version is of one table; for several set release")
-        _must(not ask.label, f"{where}.label is of one table; for several set release")
+        _must(not spec.version, f"{where}.version is of one table; for several set release")
+        _must(not spec.label, f"{where}.label is of one table; for several set release")
     else:
-        _must(not ask.release, f"{where}.release is of several tables; for one set version or label")
-    _must(not (ask.label and ask.protocol == "infer"), f"{where}.label: infer knows versions only")
-    if ask.label:
-        _check_name(f"{where}.label", ask.label)
-    for name, given in (("version", ask.version), ("release", ask.release)):
+        _must(not spec.release, f"{where}.release is of several tables; for one set version or label")
+    _must(not (spec.label and spec.protocol == "infer"), f"{where}.label: infer knows versions only")
+    if spec.label:
+        _check_name(f"{where}.label", spec.label)
+    for name, given in (("version", spec.version), ("release", spec.release)):
         _must(not given or bool(_NUMBER.fullmatch(given)), f"{where}.{name} must be a number as text, got {given!r}")
 
 
-def _check_keys(keys: Keys, where: str) -> None:
-    _must(keys.num_ids >= 0, f"{where}.num_ids must not be negative (0: as the table has), got {keys.num_ids}")
-    _must(keys.exponent >= 0, f"{where}.exponent must not be negative (0: uniform), got {keys.exponent:g}")
-    _must(keys.hot_ids >= 1, f"{where}.hot_ids must be at least 1, got {keys.hot_ids}")
-    _must(0 <= keys.hot_share <= 1, f"{where}.hot_share must lie between 0 and 1, got {keys.hot_share:g}")
-    _must(keys.drift >= 0, f"{where}.drift must not be negative, got {keys.drift:g}")
-    fits = keys.kind != "hot" or not keys.num_ids or keys.hot_ids < keys.num_ids
-    _must(fits, f"{where}.hot_ids must be below num_ids {keys.num_ids}, got {keys.hot_ids}")
-    _must(keys.speed > 0, f"{where}.speed must be above 0, got {keys.speed:g}")
-    _must(bool(keys.column), f"{where}.column must name the column of ids")
-    _check_file(f"{where}.file", keys.file)
-    if keys.kind == "replay":
-        _must(bool(keys.file), f"{where}.file must name a Parquet file to replay")
+def _check_ids(ids: IdDistribution, where: str) -> None:
+    _must(ids.num_ids >= 0, f"{where}.num_ids must not be negative (0: as the table has), got {ids.num_ids}")
+    _must(ids.exponent >= 0, f"{where}.exponent must not be negative (0: uniform), got {ids.exponent:g}")
+    _must(ids.hot_ids >= 1, f"{where}.hot_ids must be at least 1, got {ids.hot_ids}")
+    _must(0 <= ids.hot_share <= 1, f"{where}.hot_share must lie between 0 and 1, got {ids.hot_share:g}")
+    _must(ids.drift >= 0, f"{where}.drift must not be negative, got {ids.drift:g}")
+    fits = ids.kind != "hot" or not ids.num_ids or ids.hot_ids < ids.num_ids
+    _must(fits, f"{where}.hot_ids must be below num_ids {ids.num_ids}, got {ids.hot_ids}")
+    _must(ids.speed > 0, f"{where}.speed must be above 0, got {ids.speed:g}")
+    _must(bool(ids.column), f"{where}.column must name the column of ids")
+    _check_file(f"{where}.file", ids.file)
+    if ids.kind == "replay":
+        _must(bool(ids.file), f"{where}.file must name a Parquet file to replay")
     else:
         for name in ("time_column", "as_recorded"):
-            _must(not getattr(keys, name), f"{where}.{name} is for kind replay only, kind is {keys.kind}")
-        _must(not (keys.file and keys.num_ids), f"{where}: file says which ids there are; leave num_ids out")
+            _must(not getattr(ids, name), f"{where}.{name} is for kind replay only, kind is {ids.kind}")
+        _must(not (ids.file and ids.num_ids), f"{where}: file says which ids there are; leave num_ids out")
 
 
 def _check_batch(batch: Batch, where: str) -> None:

@@ -1,4 +1,4 @@
-"""A load test as plain values: where, what is asked, when, what happens meanwhile. `toml_file` reads it from a file."""
+"""A load test as plain values: target, requests, schedule, events. `toml_file` reads it from a file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ ENGINES: tuple[str, ...] = get_args(Engine)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keys:
-    """Which ids are asked for.
+class IdDistribution:
+    """Which ids requests have.
 
     kind: `zipf` (the k-th most frequent id with probability ~ k ** -exponent), `uniform`, `hot` (a share `hot_share`
         of the accesses goes to `hot_ids` ids, and that set moves on by `drift` of its size a minute), or `replay`.
     num_ids: ids are drawn from [0, num_ids); 0: as many as the server says that the table has.
-    file, column: a Parquet file and its column of ids, integers or strings. `replay` asks for them in their order;
+    file, column: a Parquet file and its column of ids, integers or strings. `replay` sends them in their order;
         the other kinds draw from the different ones there are, for tables whose ids are no range.
     as_recorded: replay integers even when they lie beyond the table's; else they are then numbered anew.
     time_column, speed: for `replay`: a column of times in milliseconds; requests are due when it says, `speed` times
@@ -53,7 +53,7 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class RequestSpec:
     """One kind of request and its share of all: `weight` against the weights of the others.
 
     tables: one name: a lookup of that table; several: all of them in one request, each with ids of its own.
@@ -63,7 +63,7 @@ class Ask:
     tables: tuple[str, ...] = ("item",)
     protocol: Protocol = "octet"
     weight: float = 1.0
-    keys: Keys = Keys()
+    ids: IdDistribution = IdDistribution()
     batch: Batch = Batch()
     dtype: str = "float32"
     on_missing: str = "zero"
@@ -133,7 +133,7 @@ class Scenario:
     mode: Literal["open", "closed"] = "open"
     arrivals: Literal["poisson", "constant"] = "poisson"
     phases: tuple[Phase, ...] = (Phase(),)
-    asks: tuple[Ask, ...] = (Ask(),)
+    requests: tuple[RequestSpec, ...] = (RequestSpec(),)
     events: tuple[Event, ...] = ()
     connections: int = 64
     processes: int = 1
@@ -156,9 +156,9 @@ class Scenario:
         return sum(phase.seconds for phase in self.phases if not phase.warmup)
 
     @property
-    def clock(self) -> Ask | None:
-        """The ask whose recording says when requests are due, where one does."""
-        timed = [ask for ask in self.asks if ask.keys.kind == "replay" and ask.keys.time_column]
+    def clock(self) -> RequestSpec | None:
+        """The spec whose recording says when requests are due, where one does."""
+        timed = [spec for spec in self.requests if spec.ids.kind == "replay" and spec.ids.time_column]
         return timed[0] if timed else None
 
     def to_json(self) -> dict[str, Any]:
@@ -168,13 +168,15 @@ class Scenario:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Scenario:
         """What `to_json` gave, also after a trip through JSON (lists for tuples)."""
-        asks = [
-            Ask(**_tuples(ask) | {"keys": Keys(**ask["keys"]), "batch": Batch(**_tuples(ask["batch"]))})
-            for ask in value["asks"]
+        requests = [
+            RequestSpec(
+                **_tuples(spec) | {"ids": IdDistribution(**spec["ids"]), "batch": Batch(**_tuples(spec["batch"]))}
+            )
+            for spec in value["requests"]
         ]
         phases = [Phase(**phase) for phase in value["phases"]]
         events = [Event(**_tuples(event)) for event in value["events"]]
-        parts = {"asks": tuple(asks), "phases": tuple(phases), "events": tuple(events)}
+        parts = {"requests": tuple(requests), "phases": tuple(phases), "events": tuple(events)}
         return cls(**_tuples(value) | parts)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.errors import ScenarioError
-from loadtest.scenario.model import Ask, Event, Phase, Scenario
+from loadtest.scenario.model import Event, Phase, RequestSpec, Scenario
 
 WARMUP_SECONDS = 1.0
 """Without a scenario file: connections are opened and code is warm before anything counts."""
@@ -42,29 +42,29 @@ def effective(path: Path | None, overrides: Sequence[str], flags: Flags) -> Scen
     named = {"url": flags.url, "engine": flags.engine, "processes": flags.processes}
     changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     changes["fail_if"] = (*scenario.fail_if, *flags.fail_if)
-    made = replace(scenario, **changes, asks=_asks(scenario.asks, flags), phases=_phases(scenario, flags))
+    made = replace(scenario, **changes, requests=_requests(scenario.requests, flags), phases=_phases(scenario, flags))
     return replace(made, events=_events(scenario, made.seconds))
 
 
-def _asks(asks: tuple[Ask, ...], flags: Flags) -> tuple[Ask, ...]:
+def _requests(requests: tuple[RequestSpec, ...], flags: Flags) -> tuple[RequestSpec, ...]:
     changes: dict[str, Any] = {}
     if flags.tables:
         changes["tables"] = tuple(flags.tables)
     if flags.protocol is not None:
         changes["protocol"] = flags.protocol
     if not changes and flags.batch is None and flags.zipf is None:
-        return asks
-    if len(asks) != 1:
+        return requests
+    if len(requests) != 1:
         raise ScenarioError(
             f"--table, --protocol, --batch and --zipf are for scenarios with one kind of request, this one has "
-            f"{len(asks)}; use --set, as in --set asks.0.batch.size=100"
+            f"{len(requests)}; use --set, as in --set requests.0.batch.size=100"
         )
-    (ask,) = asks
+    (spec,) = requests
     if flags.batch is not None:
-        changes["batch"] = replace(ask.batch, kind="fixed", size=flags.batch)
+        changes["batch"] = replace(spec.batch, kind="fixed", size=flags.batch)
     if flags.zipf is not None:
-        changes["keys"] = replace(ask.keys, kind="zipf", exponent=flags.zipf)
-    return (replace(ask, **changes),)
+        changes["ids"] = replace(spec.ids, kind="zipf", exponent=flags.zipf)
+    return (replace(spec, **changes),)
 
 
 def _phases(scenario: Scenario, flags: Flags) -> tuple[Phase, ...]:
@@ -100,7 +100,7 @@ def _faster(phase: Phase, factor: float) -> Phase:
 def to_toml(scenario: Scenario) -> str:
     """A scenario as a file, every field of it; reading it gives an equal one."""
     plain = {f.name: getattr(scenario, f.name) for f in fields(scenario)}
-    lists = {name: plain.pop(name) for name in ("phases", "asks", "events")}
+    lists = {name: plain.pop(name) for name in ("phases", "requests", "events")}
     lines = [f"{name} = {_value(value)}" for name, value in plain.items()]
     for name, parts in lists.items():
         for part in parts:

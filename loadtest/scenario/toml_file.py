@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from loadtest.errors import ScenarioError
-from loadtest.scenario.model import Ask, Scenario
+from loadtest.scenario.model import RequestSpec, Scenario
 
 
 class _Text(str):
@@ -34,22 +34,24 @@ def read_scenario(path: str | Path | None, overrides: Sequence[str] = ()) -> Sce
             raise ScenarioError(f"{override!r} sets nothing: say what, as in phases.0.rate=500")
         _override(values, name.strip(), _Text(text.strip()))
     scenario: Scenario = _build(Scenario, values, "")
-    return replace(scenario, asks=tuple(_expanded(ask, f"asks.{at}") for at, ask in enumerate(scenario.asks)))
+    return replace(
+        scenario, requests=tuple(_expanded(spec, f"requests.{at}") for at, spec in enumerate(scenario.requests))
+    )
 
 
-def _expanded(ask: Ask, where: str) -> Ask:
+def _expanded(spec: RequestSpec, where: str) -> RequestSpec:
     """Its file of keys with ${NAME} and ~ replaced; ScenarioError names a variable that is not set."""
 
     def value(match: re.Match[str]) -> str:
         found = os.environ.get(match[1])
         if not found:
             raise ScenarioError(
-                f"{where}.keys.file is {ask.keys.file!r}, but the environment variable {match[1]} is not set"
+                f"{where}.ids.file is {spec.ids.file!r}, but the environment variable {match[1]} is not set"
             )
         return found
 
-    file = os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, ask.keys.file))
-    return replace(ask, keys=replace(ask.keys, file=file))
+    file = os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, spec.ids.file))
+    return replace(spec, ids=replace(spec.ids, file=file))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -69,8 +71,8 @@ def _override(values: dict[str, Any], name: str, text: _Text) -> None:
         if isinstance(place, list):
             place = _entry(place, part, name)
         else:
-            # of phases and asks there is one by default, so that its fields can be set without a file
-            defaults: dict[str, Any] = {"phases": [{}], "asks": [{}], "events": []} if at == 0 else {}
+            # of phases and requests there is one by default, so that its fields can be set without a file
+            defaults: dict[str, Any] = {"phases": [{}], "requests": [{}], "events": []} if at == 0 else {}
             place = place.setdefault(part, defaults.get(part, {}))
         if not isinstance(place, dict | list):
             raise ScenarioError(f"{name}: {'.'.join(parents[: at + 1])} has no fields")

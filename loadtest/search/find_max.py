@@ -2,8 +2,8 @@
 
 A rate keeps the SLO when more than half of its runs do. One run is enough to double or halve a rate; between the two
 ends the search judges each rate by the majority of a few. It ends with two close rates, one that keeps the SLO and one
-that breaks it. Chance had a hand in choosing both, so fresh runs then decide how sure that is (`chance_kept`); an end
-that they do not confirm moves outwards. The limit lies in between, about where the fewest of all runs contradict it.
+that breaks it. Chance had a hand in choosing both, so fresh runs then decide how sure that is; an end that they do not
+confirm moves outwards. The limit lies in between, about where the fewest of all runs contradict it.
 Runs that are invalid are evidence of nothing, neither for the server nor against it. One whose only fault is a late
 generator keeps an SLO that it meets, since lag only makes latencies longer; where it does not, nobody knows, and it
 counts against whatever is claimed of its rate: left out, only the runs that suit the server would be counted.
@@ -19,9 +19,9 @@ from itertools import pairwise
 from loadtest.errors import LoadError, ScenarioError
 from loadtest.results.conditions import Condition, parse
 from loadtest.results.result import Result
-from loadtest.results.validity import only_late
+from loadtest.results.validity import only_generator_lag
 from loadtest.scenario.model import Scenario
-from loadtest.search.outcome import VERDICTS, Found, Limit, Stage, Tried, Verdict, describe
+from loadtest.search.outcome import VERDICTS, Limit, SearchResult, Stage, Trial, Verdict, describe
 
 CONFIRMED = 0.95
 """A rate is confirmed when its fresh runs leave this probability: four of four, or six of seven."""
@@ -55,8 +55,8 @@ def find_max(
     run: Callable[[Scenario], Result],
     pause: Callable[[float], object],
     limits: Limits = Limits(),
-    on_tried: Callable[[Tried], object] | None = None,
-) -> Found:
+    on_tried: Callable[[Trial], object] | None = None,
+) -> SearchResult:
     """Search from the scenario's highest rate, all its rates in proportion; `run` makes a run, `pause` waits.
 
     A LoadError of the first run is raised; of a later one it ends the search, and what was found so far is kept.
@@ -94,7 +94,7 @@ def whole_slo(slo: Sequence[Condition]) -> list[Condition]:
     return list(slo) if looks else [*slo, parse("error_rate<1%")]
 
 
-def chance_kept(kept: int, broken: int) -> float:
+def pass_probability(kept: int, broken: int) -> float:
     """Probability that more than half of all runs keep the SLO, after these; every share was as likely before.
 
     The upper half of a Beta(1 + kept, 1 + broken): a sum of binomial terms.
@@ -109,8 +109,10 @@ def peak_rate(scenario: Scenario) -> float:
         raise ScenarioError(
             "mode: a search for the highest rate needs an open loop: in a closed one the server sets it"
         )
-    if any(ask.keys.kind == "replay" and ask.keys.time_column for ask in scenario.asks):
-        raise ScenarioError("asks: a recording with times has its own rate: leave out time_column to search for one")
+    if any(spec.ids.kind == "replay" and spec.ids.time_column for spec in scenario.requests):
+        raise ScenarioError(
+            "requests: a recording with times has its own rate: leave out time_column to search for one"
+        )
     peak = max(max(phase.rate, phase.rate_to or 0.0) for phase in scenario.phases)
     if peak <= 0:
         raise ScenarioError("phases: a search for the highest rate needs a rate above 0 to begin with")
@@ -144,11 +146,11 @@ class _Search:
         run: Callable[[Scenario], Result],
         pause: Callable[[float], object],
         limits: Limits,
-        on_tried: Callable[[Tried], object] | None,
+        on_tried: Callable[[Trial], object] | None,
     ) -> None:
         self.scenario, self.slo, self.run, self.pause = scenario, slo, run, pause
         self.limits, self.on_tried = limits, on_tried
-        self.found = Found(slo=[str(condition) for condition in slo])
+        self.found = SearchResult(slo=[str(condition) for condition in slo])
         self.cannot: float | None = None
         """The lowest rate that the generator cannot make, where it lies above all that keep the SLO."""
         self.low_chance = self.high_chance = 0.0
@@ -246,11 +248,11 @@ class _Search:
                     self.unmade(rate)
                 return step * step
             kept, broken, late = counts["kept"], counts["broken"], counts["late"]
-            if (chance := chance_kept(kept, broken + late)) >= CONFIRMED:
+            if (chance := pass_probability(kept, broken + late)) >= CONFIRMED:
                 self.settle(rate, "kept")
                 self.low_chance = chance
                 return step * step
-            if (chance := 1 - chance_kept(kept + late, broken)) >= CONFIRMED:
+            if (chance := 1 - pass_probability(kept + late, broken)) >= CONFIRMED:
                 self.settle(rate, "broken")
                 self.high_chance = chance
                 return step * step
@@ -262,7 +264,7 @@ class _Search:
         verdicts = [run.verdict for run in self.found.runs if run.rate == rate]
         kept, broken = verdicts.count("kept") + verdicts.count("late"), verdicts.count("broken")
         if broken > kept:
-            self.high_chance = 1 - chance_kept(kept, broken)
+            self.high_chance = 1 - pass_probability(kept, broken)
         else:
             self.found.high, self.cannot = None, rate
 
@@ -286,12 +288,12 @@ class _Search:
         values = [condition.of(total, result.seconds) for condition in self.slo]
         pairs = list(zip(self.slo, values, strict=True))
         verdict: Verdict = "kept" if all(condition.met_by(value) for condition, value in pairs) else "broken"
-        if only_late(result):
+        if only_generator_lag(result):
             sure = verdict == "kept" and all(condition.sure(value) for condition, value in pairs)
             verdict = "kept" if sure else "late"
         elif result.invalid:
             verdict = "unknown"
-        tried = Tried(
+        tried = Trial(
             rate=rate,
             stage=stage,
             verdict=verdict,
@@ -308,7 +310,7 @@ class _Search:
         return verdict
 
 
-def _least_contradicted(found: Found) -> float:
+def _least_contradicted(found: SearchResult) -> float:
     """The rate between the two ends that the fewest runs contradict: broken below it, or kept from it on."""
     if not found.low or not found.high:
         return found.low

@@ -17,7 +17,7 @@ STYLES = {"kept": "green", "broken": "red", "late": "yellow", "unknown": "yellow
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tried:
+class Trial:
     """One run: to `search` or to `confirm`; figures: what each condition looked at; reason: why the run is invalid."""
 
     rate: float
@@ -32,7 +32,7 @@ class Tried:
 
 
 @dataclass(kw_only=True)
-class Found:
+class SearchResult:
     """What a search found.
 
     low: a rate that keeps the SLO (0: none was found), high: one that breaks it (None: none was found), rate: about
@@ -50,14 +50,14 @@ class Found:
     limit: Limit = ""
     failure: str = ""
     note: str = ""
-    runs: list[Tried] = field(default_factory=list)
+    runs: list[Trial] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
 
 
-def describe(found: Found, *, least: float, most: float) -> str:
+def describe(found: SearchResult, *, least: float, most: float) -> str:
     """What was found among rates from `least` to `most`, in a sentence."""
     slo, sure = " and ".join(found.slo), f"(confidence {math.floor(100 * found.confidence)} %)"
     low, high = (f"{_rate(rate or 0.0)} requests/s" for rate in (found.low, found.high))
@@ -86,7 +86,7 @@ def _rate(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
 
 
-def table(found: Found) -> Any:
+def table(found: SearchResult) -> Any:
     """The search as a table, its outcome below."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Group

@@ -16,7 +16,7 @@ from support.serving import ServerProcess, serving
 
 import embstore
 from loadtest.results.result import Result
-from loadtest.run import worker_pool as fleet
+from loadtest.run import worker_pool
 from loadtest.scenario.model import Scenario
 
 STALL_SECONDS = 0.5
@@ -42,13 +42,13 @@ def run_with_stall(server: ServerProcess, open_loop: Scenario, closed_loop: Scen
         begun.append(begin)
         all_begun.wait()
 
-    def on_progress(progress: fleet.Progress) -> None:
+    def on_progress(progress: worker_pool.Progress) -> None:
         if progress.ok >= ENOUGH:
             enough.set()
 
     with ThreadPoolExecutor(2) as pool:
-        running = pool.submit(fleet.run, open_loop, on_begin=on_begin, stop=stop)
-        beside = pool.submit(fleet.run, closed_loop, on_begin=on_begin, on_progress=on_progress, stop=stop)
+        running = pool.submit(worker_pool.run, open_loop, on_begin=on_begin, stop=stop)
+        beside = pool.submit(worker_pool.run, closed_loop, on_begin=on_begin, on_progress=on_progress, stop=stop)
         all_begun.wait()
         time.sleep(max(0.0, (max(begun) - time.perf_counter_ns()) / 1e9 + 0.5))
         os.kill(server.pid, signal.SIGSTOP)

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from loadtest.report import terminal as tables
+from loadtest.report import terminal
 from loadtest.results.bootstrap import make_blocks
 from loadtest.results.compare import CompareError, Comparison, Figure, compare, differences
 from loadtest.results.histogram import Histogram
 from loadtest.results.result import Generator, Result
 from loadtest.results.tally import Tally
-from loadtest.scenario.model import Ask, Batch, Event, Keys, Phase, Scenario
+from loadtest.scenario.model import Batch, Event, IdDistribution, Phase, RequestSpec, Scenario
 
 NUM_RUNS = 16
 RATE = 50
@@ -131,9 +131,18 @@ def test_a_dead_side_has_no_times_and_less_goodput() -> None:
         ({"mode": "closed"}, "mode open before, closed after"),
         ({"connections": 8}, "connections 64 before, 8 after"),
         ({"phases": (Phase(seconds=24, rate=9),)}, "phases.0.rate 50 before, 9 after"),
-        ({"asks": (Ask(keys=Keys(exponent=2.0)),)}, "asks.0.keys.exponent 1.05 before, 2.0 after"),
-        ({"asks": (Ask(batch=Batch(kind="choice", sizes=(1, 2))),)}, "asks.0.batch.sizes none before, [1, 2] after"),
-        ({"asks": (Ask(tables=("user", "item")),)}, "asks.0.tables ['item'] before, ['user', 'item'] after"),
+        (
+            {"requests": (RequestSpec(ids=IdDistribution(exponent=2.0)),)},
+            "requests.0.ids.exponent 1.05 before, 2.0 after",
+        ),
+        (
+            {"requests": (RequestSpec(batch=Batch(kind="choice", sizes=(1, 2))),)},
+            "requests.0.batch.sizes none before, [1, 2] after",
+        ),
+        (
+            {"requests": (RequestSpec(tables=("user", "item")),)},
+            "requests.0.tables ['item'] before, ['user', 'item'] after",
+        ),
         ({"events": (Event(at=3, kind="signal"),)}, "events.0.at none before, 3 after"),
     ],
 )
@@ -214,7 +223,7 @@ def test_the_table_says_what_changed_and_how_sure_that_is() -> None:
     """Both sides, the change with its interval, a word for each figure and one for all; JSON says the same."""
     comparison = compare([a_run(1)], [a_run(2, slower=1.5, errors=0.05)])
     out = io.StringIO()
-    Console(file=out, width=110, markup=False).print(tables.compared(comparison), highlight=False)
+    Console(file=out, width=110, markup=False).print(terminal.compared(comparison), highlight=False)
     text = out.getvalue()
     for expected in ("1 run before, 1 run after", "p50", "service p99", "error rate", " pts", "worse", "note"):
         assert expected in text
@@ -233,7 +242,7 @@ def test_the_table_fits_eighty_columns() -> None:
     points = {"change": -0.12, "low": -0.1534, "high": 0.2517}
     figures.append(Figure(name="error_rate", before=0.123, after=0.121, **points, verdict="too small to matter"))  # type: ignore[arg-type]
     out = io.StringIO()
-    shown = tables.compared(Comparison(figures=figures, runs=(5, 5), warnings=["word " * 40]))
+    shown = terminal.compared(Comparison(figures=figures, runs=(5, 5), warnings=["word " * 40]))
     Console(file=out, width=80, markup=False).print(shown, highlight=False)
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80

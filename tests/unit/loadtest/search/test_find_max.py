@@ -16,10 +16,10 @@ from loadtest.results.conditions import parse
 from loadtest.results.histogram import Histogram
 from loadtest.results.result import Generator, Result
 from loadtest.results.tally import Tally
-from loadtest.results.validity import LATE
-from loadtest.scenario.model import Ask, Keys, Phase, Scenario
-from loadtest.search.find_max import Limits, at_rate, chance_kept, find_max, peak_rate, whole_slo
-from loadtest.search.outcome import Found, describe, table
+from loadtest.results.validity import GENERATOR_LAG
+from loadtest.scenario.model import IdDistribution, Phase, RequestSpec, Scenario
+from loadtest.search.find_max import Limits, at_rate, find_max, pass_probability, peak_rate, whole_slo
+from loadtest.search.outcome import SearchResult, describe, table
 
 SLO = [parse("p99<10ms")]
 KNEE = 900.0
@@ -72,7 +72,7 @@ def ran(scenario: Scenario, p99_ms: float, invalid: list[str] | None = None, *, 
     )
 
 
-def search(run: Callable[[Scenario], Result], scenario: Scenario = START, **limits: float) -> Found:
+def search(run: Callable[[Scenario], Result], scenario: Scenario = START, **limits: float) -> SearchResult:
     """A search that waits for nothing."""
     return find_max(scenario, SLO, run=run, pause=no_pause, limits=Limits(**limits))  # type: ignore[arg-type]
 
@@ -113,7 +113,7 @@ def test_a_late_generator_is_evidence_for_the_server_and_not_against_it() -> Non
 
     def run(scenario: Scenario) -> Result:
         rate = peak_rate(scenario)
-        return ran(scenario, 5.0 if rate < 300 else 15.0 if rate < 600 else 50.0, [LATE] if rate < 600 else [])
+        return ran(scenario, 5.0 if rate < 300 else 15.0 if rate < 600 else 50.0, [GENERATOR_LAG] if rate < 600 else [])
 
     found = search(run)
     assert {one.verdict for one in found.runs if one.rate < 300} == {"kept"}
@@ -122,7 +122,7 @@ def test_a_late_generator_is_evidence_for_the_server_and_not_against_it() -> Non
     assert 0.9 * 300 < found.low < 300
 
     def refusing(scenario: Scenario) -> Result:
-        result = ran(scenario, 5.0, [LATE])
+        result = ran(scenario, 5.0, [GENERATOR_LAG])
         for tally in result.tallies.values():
             tally.statuses[503] = 50
         return result
@@ -141,7 +141,7 @@ def test_runs_that_a_late_generator_leaves_open_are_not_left_out(share: float) -
 
         def run(scenario: Scenario) -> Result:
             good = peak_rate(scenario) <= 10 or draw.random() < share
-            return ran(scenario, 5.0 if good else 15.0, [LATE] if late else [])
+            return ran(scenario, 5.0 if good else 15.0, [GENERATOR_LAG] if late else [])
 
         found = search(run, least=10.0)
         return found.low > 10 and found.confidence >= 0.9
@@ -179,7 +179,9 @@ def test_rates_that_cannot_be_judged_do_not_hide_one_that_breaks() -> None:
     assert 430 < found.low <= 450
     assert found.confidence > 0.9
     assert "800 requests/s break it" in found.note
-    assert "20,000 requests/s keep" in describe(Found(slo=["p99<1s"], low=2e4, limit="generator"), least=1, most=1e6)
+    assert "20,000 requests/s keep" in describe(
+        SearchResult(slo=["p99<1s"], low=2e4, limit="generator"), least=1, most=1e6
+    )
     assert "runs between them were invalid" in found.note
 
 
@@ -196,7 +198,7 @@ def test_a_limit_that_can_no_longer_be_made_keeps_what_was_seen_of_it() -> None:
 
     found = search(run, tolerance=1.0)
     assert (found.low, found.high) == (100.0, 200.0)
-    assert found.confidence == chance_kept(4, 0) * (1 - chance_kept(0, 2))
+    assert found.confidence == pass_probability(4, 0) * (1 - pass_probability(0, 2))
 
 
 def test_a_search_without_an_end_is_given_up() -> None:
@@ -261,7 +263,7 @@ def test_doubling_and_halving_take_one_run_each() -> None:
 
 def test_an_invalid_run_does_not_end_the_doubling() -> None:
     """A rate whose first run is spoilt is run again; one that a late generator left open must keep it three times."""
-    for reason, times in (("the clock jumped", 2), (LATE, 4)):
+    for reason, times in (("the clock jumped", 2), (GENERATOR_LAG, 4)):
         spoilt = iter([True])
 
         def run(scenario: Scenario, reason: str = reason, spoilt: Iterator[bool] = spoilt) -> Result:
@@ -360,7 +362,10 @@ def test_failures_count_against_a_rate_unless_the_slo_says_otherwise() -> None:
     [
         (Scenario(mode="closed"), "mode: "),
         (Scenario(phases=(Phase(rate=0),)), "phases: "),
-        (Scenario(asks=(Ask(keys=Keys(kind="replay", file="a.parquet", time_column="time")),)), "asks: "),
+        (
+            Scenario(requests=(RequestSpec(ids=IdDistribution(kind="replay", file="a.parquet", time_column="time")),)),
+            "requests: ",
+        ),
         (Scenario(phases=(Phase(rate=1e9),)), "between 1 and 1e"),
     ],
     ids=["closed", "zero", "recording", "beyond"],
@@ -373,8 +378,8 @@ def test_what_has_no_rate_to_search_for_is_refused(scenario: Scenario, message: 
 
 def test_the_confidence_is_that_of_a_fair_bet() -> None:
     """Four of four, or six of seven, make it 95 % probable that most runs keep the SLO; three of three do not."""
-    assert chance_kept(0, 0) == 0.5
-    assert chance_kept(3, 0) == 15 / 16
-    assert chance_kept(4, 0) == 31 / 32
-    assert chance_kept(0, 4) == 1 / 32
-    assert chance_kept(6, 1) == pytest.approx(247 / 256)
+    assert pass_probability(0, 0) == 0.5
+    assert pass_probability(3, 0) == 15 / 16
+    assert pass_probability(4, 0) == 31 / 32
+    assert pass_probability(0, 4) == 1 / 32
+    assert pass_probability(6, 1) == pytest.approx(247 / 256)
