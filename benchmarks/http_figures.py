@@ -6,7 +6,7 @@ The server has one core and the generator another. For each row a closed loop of
 can do without a cache (requests/s); then requests come as a Poisson process, 500 a second or at half of what the server
 can do, whichever is less, and p50 / p99 of the latency from when each was due are shown: idle; while the table's label
 goes to and fro between two versions, twice a second, each loaded, verified and swapped in; with the cache on and
-empty (cold), and on and filled (hot). Ids are Zipf 1.05 or uniform. A star: the generator was late itself.
+empty (cold), and on and filled (hot). Ids are Zipf 1.05 or uniform. A star: generator lag.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _check(run: Result) -> None:
 
 
 def times(run: Result) -> str:
-    """p50 / p99 of the latency in microseconds; a star where the generator was late itself."""
+    """p50 / p99 of the latency in microseconds; a star where generator lag."""
     latency = run.total().latency
     return f"{latency.percentile(50) / 1e3:,.0f} / {latency.percentile(99) / 1e3:,.0f}{'*' * bool(run.invalid)}"
 

@@ -36,7 +36,7 @@ class RunsByDefault(TyperGroup):
 
 loadtest_app = typer.Typer(
     cls=RunsByDefault,
-    help="Put load on a server and say what it does to it, without coordinated omission.",
+    help="Load-test a running server, without coordinated omission.",
     epilog="`run` need not be named: `embstore loadtest --url http://127.0.0.1:8000 --rate 500`, "
     "`embstore loadtest scenario.toml`. Its options are listed by `embstore loadtest run --help`. Exit codes: 0 ok, "
     "1 failure or a --fail-if that holds, 2 usage, 130 interrupted.",
@@ -94,7 +94,7 @@ def run(
         bool, typer.Option("--calibrate", help="First measure what the generator itself can do.")
     ] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Make the run so many times, each with another seed.")] = 1,
-    find_max: Annotated[bool, typer.Option("--find-max", help="Search for the highest rate that keeps --slo.")] = False,
+    find_max: Annotated[bool, typer.Option("--find-max", help="Search for the highest rate that meets --slo.")] = False,
     slo: Annotated[
         list[str] | None, typer.Option("--slo", metavar="COND", help="With --find-max: 'p99<10ms'; may be repeated.")
     ] = None,
@@ -200,7 +200,7 @@ def _search(scenario: Scenario, slo: Sequence[str], interrupt: Interrupts, out: 
             return load_test(at, stop=interrupt.stop, num_ids=num_ids, ceiling=ceiling, on_progress=live)
 
     def tell(tried: Trial) -> None:
-        why = tried.reason if tried.verdict == "unknown" else ", ".join(tried.figures)
+        why = tried.reason if tried.verdict == "invalid" else ", ".join(tried.figures)
         _note(f"{tried.rate:,.1f} requests/s: {tried.verdict}, {why}", json)
 
     with interrupt.held():

@@ -54,7 +54,7 @@ def to_html(result: Result) -> str:
 def _verdict(summary: dict[str, Any]) -> str:
     """Whether to believe what follows, and whether it was good enough."""
     invalid, warned = summary["invalid"], summary["warnings"]
-    held = [one for one in summary["fail_if"] if one["verdict"] == "failed"]
+    held = [one for one in summary["fail_if"] if one["verdict"] == "fail"]
     lines = [escape(line) for line in [*invalid, *warned]]
     for one in summary["fail_if"]:
         said = escape(f"{one['condition']}: {one['found']}, {one['verdict']}")
@@ -64,7 +64,7 @@ def _verdict(summary: dict[str, Any]) -> str:
     elif held:
         title, kind = "Failed: " + " and ".join(one["condition"] for one in held), "bad"
     elif summary["upper_bounds"]:
-        title, kind = "Late generator: latencies are upper bounds", "warn"
+        title, kind = "Generator lag: latencies are upper bounds", "warn"
     elif summary["partial"]:
         title, kind = "Partial: the run was interrupted", "warn"
     else:
@@ -195,9 +195,9 @@ def _batch(batch: Batch) -> str:
     if batch.kind == "fixed":
         return f"{batch.size:,}"
     if batch.kind == "uniform":
-        return f"{batch.least:,} to {batch.most:,}"
+        return f"{batch.min:,} to {batch.max:,}"
     if batch.kind == "lognormal":
-        return f"lognormal, median {batch.size:,}, sigma {batch.sigma:g}, at most {batch.most:,}"
+        return f"lognormal, median {batch.size:,}, sigma {batch.sigma:g}, at most {batch.max:,}"
     weights = batch.weights or (1.0,) * len(batch.sizes)
     return ", ".join(f"{size:,} ({weight:g})" for size, weight in zip(batch.sizes, weights, strict=True))
 

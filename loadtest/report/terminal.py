@@ -17,7 +17,7 @@ from loadtest.results.summary import to_summary
 from loadtest.results.units import bytes_text, rate_text, seconds_text, share_text, time_text
 
 GOOD, BAD, WARN, SOFT = "bold green", "bold red", "yellow", "dim"
-JUDGED = {"passed": GOOD, "failed": BAD, "open": WARN}
+JUDGED = {"pass": GOOD, "fail": BAD, "inconclusive": WARN, "invalid": WARN}
 VERDICTS = {"better": GOOD, "worse": BAD, "mixed": "bold yellow"}
 VERDICT_WIDTH = len("difference")
 """The longest word of a verdict: they break between words, not inside."""
@@ -203,7 +203,7 @@ def _verdict(summary: dict[str, Any]) -> list[RenderableType]:
     lines += [("note", WARN, line) for line in summary["warnings"]]
     found: list[RenderableType] = [*hanging(lines)]
     if summary["invalid"]:
-        late = "LATE GENERATOR: latencies are upper bounds, because"
+        late = "GENERATOR LAG: latencies are upper bounds, because"
         none = "INVALID: these figures say nothing about the server, because"
         found.append(Text(late, style=f"bold {WARN}") if summary["upper_bounds"] else Text(none, style=BAD))
         style = WARN if summary["upper_bounds"] else "red"

@@ -1,4 +1,4 @@
-"""Two sides of load tests against each other: what changed, how sure that is, and whether it is worth a word.
+"""Two sides of load tests against each other: what changed, how sure that is, and whether it is large enough to report.
 
 Seconds that follow each other are alike, so whole blocks of seconds are drawn again and again (block bootstrap, within
 each phase, the same for both sides: they had the same load). Runs differ by more than their seconds do, so with repeats
@@ -25,7 +25,7 @@ Overall = Literal["better", "worse", "mixed", "no difference seen"]
 FIGURES = ("p50", "p99", "service_p99", "goodput", "error_rate")
 CONFIDENCE = 0.95
 THRESHOLD = 0.02
-"""Less than this share is not worth a word."""
+"""Report threshold: a smaller relative change is called too small to matter."""
 THRESHOLD_RATE = 0.001
 """The same for the share of errors, of which the difference is looked at."""
 DRAWS = 1000

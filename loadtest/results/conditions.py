@@ -155,4 +155,4 @@ def _time(total: Tally, name: str, percent: str | None, other: str | None) -> fl
         return float("inf") if name in ("latency", "service") else 0.0
     if percent is not None:
         return histogram.percentile(float(percent))
-    return histogram.most if other == "max" else histogram.mean()
+    return histogram.max if other == "max" else histogram.mean()

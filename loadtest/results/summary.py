@@ -16,9 +16,9 @@ from loadtest.results.validity import decides, only_generator_lag
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 MISSING_SHARE = 0.1
-"""More ids than this that the server does not have are worth a word."""
+"""Report threshold: share of ids that the server does not have."""
 QUEUED_SHARE = 0.01
-"""More requests than this that waited for a free connection are worth a word."""
+"""Report threshold: share of requests that waited for a free connection."""
 
 
 def to_summary(result: Result) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def warnings(result: Result, total: Tally) -> list[str]:
 
 
 def missing(server: Mapping[str, Any]) -> list[str]:
-    """A word where the server did not have many of the ids: the load is then another one than people mean."""
+    """A warning where the server did not have many of the ids: the load is then another one than people mean."""
     found, lost = (server.get("ids", {}).get(status, 0.0) for status in ("found", "missing"))
     if lost <= MISSING_SHARE * (found + lost):
         return []
@@ -130,10 +130,16 @@ def missing(server: Mapping[str, Any]) -> list[str]:
 
 
 def _judged(condition: Condition, result: Result, total: Tally) -> dict[str, Any]:
-    """verdict: `open` where the generator may be why a condition holds, or a run says nothing."""
+    """verdict: `inconclusive` where generator lag may be why a condition holds, `invalid` where the run is."""
     value = condition.of(total, result.seconds)
     holds = condition.met_by(value)
-    verdict = ("failed" if holds else "passed") if decides(result, condition, value) else "open"
+    verdict = (
+        ("fail" if holds else "pass")
+        if decides(result, condition, value)
+        else "inconclusive"
+        if only_generator_lag(result)
+        else "invalid"
+    )
     return {
         "condition": str(condition),
         "found": condition.describe(value),
@@ -146,7 +152,7 @@ def _times(histogram: Histogram) -> dict[str, float | None]:
     times = {f"p{p:g}": _ms(histogram, p) for p in PERCENTILES}
     if not histogram.num:
         return times | {"max": None, "mean": None}
-    return times | {"max": histogram.most / 1e6, "mean": histogram.mean() / 1e6}
+    return times | {"max": histogram.max / 1e6, "mean": histogram.mean() / 1e6}
 
 
 def _ms(histogram: Histogram, percent: float) -> float | None:

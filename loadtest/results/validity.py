@@ -11,7 +11,7 @@ from loadtest.results.tally import Tally
 
 BUSY = 0.95
 """A generator that takes more of its core than this may be what limits the throughput."""
-GENERATOR_LAG = "the generator was late itself"
+GENERATOR_LAG = "generator lag"
 LAG_NS, LAG_SHARE = 200_000, 0.1
 """Lag above both, a time and a share of the latency by the same percentile, adds to what is measured."""
 ENOUGH = 10_000
@@ -40,7 +40,7 @@ def invalid_reasons(result: Result, parts: Sequence[dict[str, Any]]) -> list[str
     for percent in (99, 99.9) if total.lag.num >= ENOUGH else (99,):
         if late := generator_lag(total, percent):
             name, (lag, latency) = f"p{percent:g}", late
-            found.append(f"{GENERATOR_LAG}: {name} of its lag is {lag}, {name} of the latency {latency}")
+            found.append(f"{GENERATOR_LAG}: {name} lag is {lag}, {name} latency {latency}")
             break
     if result.generator.busy > BUSY:
         found.append(f"a generator process used {result.generator.busy:.0%} of its core; {ADVICE}")

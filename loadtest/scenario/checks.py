@@ -183,13 +183,13 @@ def _check_ids(ids: IdDistribution, where: str) -> None:
 
 
 def _check_batch(batch: Batch, where: str) -> None:
-    for name in ("size", "least", "most"):
+    for name in ("size", "min", "max"):
         _must(getattr(batch, name) >= 1, f"{where}.{name} must be at least 1, got {getattr(batch, name)}")
     _must(batch.sigma >= 0, f"{where}.sigma must not be negative, got {batch.sigma:g}")
     if batch.kind == "uniform":
-        _must(batch.least <= batch.most, f"{where}.least must not be above most, got {batch.least} and {batch.most}")
+        _must(batch.min <= batch.max, f"{where}.min must not be above max, got {batch.min} and {batch.max}")
     elif batch.kind == "lognormal":
-        _must(batch.size <= batch.most, f"{where}.size must not be above most, got {batch.size} and {batch.most}")
+        _must(batch.size <= batch.max, f"{where}.size must not be above max, got {batch.size} and {batch.max}")
     elif batch.kind == "choice":
         _must(bool(batch.sizes), f"{where}.sizes is empty: name the sizes to choose from")
         _must(min(batch.sizes) >= 1, f"{where}.sizes must be at least 1 each, got {min(batch.sizes)}")

@@ -40,13 +40,13 @@ class IdDistribution:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """How many ids a request has: `fixed` (`size`), `uniform` (`least` to `most`), `lognormal` (median `size`, sigma,
-    cut at `most`), or `choice` (`sizes` with `weights`)."""
+    """How many ids a request has: `fixed` (`size`), `uniform` (`min` to `max`), `lognormal` (median `size`, sigma,
+    cut at `max`), or `choice` (`sizes` with `weights`)."""
 
     kind: Literal["fixed", "uniform", "lognormal", "choice"] = "fixed"
     size: int = 100
-    least: int = 1
-    most: int = 4096
+    min: int = 1
+    max: int = 4096
     sigma: float = 1.0
     sizes: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()

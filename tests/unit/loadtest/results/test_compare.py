@@ -93,7 +93,7 @@ def test_errors_are_compared_by_their_difference() -> None:
 
 
 def test_a_sure_difference_of_a_hundredth_is_too_small_to_matter() -> None:
-    """The same run a hundredth slower throughout: certain, and not worth a word."""
+    """The same run a hundredth slower throughout: certain, and not reported."""
     sides = []
     for factor in (10_000, 10_100):
         tallies = {}

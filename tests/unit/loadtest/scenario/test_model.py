@@ -285,8 +285,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (requests(batch=Batch(size=0)), "requests.0.batch.size must be at least 1, got 0"),
     (
-        requests(batch=Batch(kind="uniform", least=9, most=8)),
-        "requests.0.batch.least must not be above most, got 9 and 8",
+        requests(batch=Batch(kind="uniform", min=9, max=8)),
+        "requests.0.batch.min must not be above most, got 9 and 8",
     ),
     (requests(batch=Batch(kind="choice")), "requests.0.batch.sizes is empty: name the sizes to choose from"),
     (requests(batch=Batch(kind="choice", sizes=(1,), weights=(1, 2))), "requests.0.batch.weights: got 2 for 1 sizes; "),

@@ -46,12 +46,12 @@ def test_flags_go_before_set_and_set_before_the_file(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text('url = "http://file"\ntimeout = 1.0\nseed = 1\nfail_if = ["p99>1s"]\n')
     flags = Flags(url="http://flag", tables=("a", "b"), protocol="json", batch=7, zipf=0.5, fail_if=("p50>1s",))
-    asked = effective(file, ["url=http://set", "timeout=2", "requests.0.batch.most=9"], flags)
+    asked = effective(file, ["url=http://set", "timeout=2", "requests.0.batch.max=9"], flags)
     assert (asked.url, asked.timeout, asked.seed) == ("http://flag", 2.0, 1)
     assert asked.fail_if == ("p99>1s", "p50>1s")
     (spec,) = asked.requests
     assert (spec.tables, spec.protocol) == (("a", "b"), "json")
-    assert spec.batch == Batch(kind="fixed", size=7, most=9)
+    assert spec.batch == Batch(kind="fixed", size=7, max=9)
     assert (spec.ids.kind, spec.ids.exponent) == ("zipf", 0.5)
     assert not any(phase.warmup for phase in asked.phases)
 

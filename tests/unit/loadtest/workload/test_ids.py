@@ -222,21 +222,21 @@ def test_a_file_that_is_no_parquet_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "least", "most", "mean"),
+    ("batch", "smallest", "largest", "mean"),
     [
         (Batch(size=7), 7, 7, 7.0),
-        (Batch(kind="uniform", least=3, most=9), 3, 9, 6.0),
-        (Batch(kind="lognormal", size=100, sigma=0.5, most=10_000), 5, 2000, 100 * np.exp(0.125)),
-        (Batch(kind="lognormal", size=2, sigma=2.0, most=5), 1, 5, 2.745),
+        (Batch(kind="uniform", min=3, max=9), 3, 9, 6.0),
+        (Batch(kind="lognormal", size=100, sigma=0.5, max=10_000), 5, 2000, 100 * np.exp(0.125)),
+        (Batch(kind="lognormal", size=2, sigma=2.0, max=5), 1, 5, 2.745),
         (Batch(kind="choice", sizes=(1, 10), weights=(3, 1)), 1, 10, 3.25),
         (Batch(kind="choice", sizes=(1, 10)), 1, 10, 5.5),
     ],
     ids=["fixed", "uniform", "lognormal", "cut", "weighted", "even"],
 )
-def test_sizes_are_distributed_as_said(batch: Batch, least: int, most: int, mean: float) -> None:
+def test_sizes_are_distributed_as_said(batch: Batch, smallest: int, largest: int, mean: float) -> None:
     """Sizes lie within their bounds, around their mean, and are the same for the same seed."""
     sizes = Batches(batch, 3).draw(50_000)
     assert sizes.dtype == np.int64
-    assert least <= sizes.min() <= sizes.max() <= most
+    assert smallest <= sizes.min() <= sizes.max() <= largest
     assert sizes.mean() == pytest.approx(mean, rel=0.02)
     np.testing.assert_array_equal(sizes, Batches(batch, 3).draw(50_000))
