@@ -9,11 +9,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec.structs import replace
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
@@ -108,8 +108,9 @@ def run(
     from loadtest.errors import ScenarioError
     from loadtest.report.files import Outputs
     from loadtest.run.session import interrupts
-    from loadtest.scenario.checks import check
-    from loadtest.scenario.options import Flags, effective, to_toml
+    from loadtest.scenario.flags import Flags, effective
+    from loadtest.scenario.rules import check
+    from loadtest.scenario.toml import to_toml
 
     with _readable_errors():
         flags = Flags(
@@ -184,8 +185,8 @@ def _search(scenario: Scenario, slo: Sequence[str], interrupt: Interrupts, out: 
 
     from loadtest.report.files import write
     from loadtest.report.live import make_live
-    from loadtest.results.conditions import parse
     from loadtest.run.session import load_test
+    from loadtest.scenario.conditions import parse
     from loadtest.scenario.target import list_tables
     from loadtest.search.find_max import Limits, find_max, peak_rate, whole_slo
     from loadtest.search.outcome import Trial, table
@@ -251,7 +252,7 @@ def report(
 ) -> None:
     """Report a run again, from its file."""
     from loadtest.report.files import Outputs, read_results
-    from loadtest.results.conditions import parse
+    from loadtest.scenario.conditions import parse
 
     with _readable_errors():
         outputs = Outputs(html=html, hgrm=hgrm)
@@ -276,8 +277,9 @@ def _ceiling(scenario: Scenario, num_ids: Mapping[str, int], json: bool) -> floa
 def _judge(results: Sequence[Result]) -> int:
     """1 when a condition holds in most runs that are valid, or would if late generators were not the reason of it, or
     when too few are valid."""
-    from loadtest.results.conditions import parse
+    from loadtest.results.figures import figure
     from loadtest.results.validity import decides, only_generator_lag
+    from loadtest.scenario.conditions import parse
 
     code = 0
     sound = [result for result in results if not result.invalid or only_generator_lag(result)]
@@ -285,7 +287,7 @@ def _judge(results: Sequence[Result]) -> int:
         held: list[float] = []
         unsure: list[Result] = []
         for result in sound:
-            value = condition.value(result)
+            value = figure(condition, result.total(), result.seconds)
             if not decides(result, condition, value):
                 unsure.append(result)
             elif condition.met_by(value):
@@ -358,7 +360,7 @@ def _readable_errors() -> Iterator[None]:
     """Errors that people can do something about are one line and an exit code."""
     from loadtest.errors import LoadError, ScenarioError
     from loadtest.report.files import OutputError
-    from loadtest.results.conditions import ConditionError
+    from loadtest.scenario.conditions import ConditionError
 
     try:
         yield

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from loadtest.results.units import clock_text, seconds_text, time_text
+from embstore.common.units import clock_text, seconds_text, time_text
 
 _STEPS_OF_TIME = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from embstore.common.units import bytes_text, plain_text, rate_text, seconds_text, time_text
 from loadtest.report.axes import Scale, from_zero, of_percentiles, of_shares, of_times, over_time
 from loadtest.report.svg import Event, Frame, Layer, Line, line_plot, span_plot, stacked_plot
 from loadtest.results import server_metrics
@@ -15,7 +16,6 @@ from loadtest.results.hgrm import curve
 from loadtest.results.histogram import Histogram
 from loadtest.results.result import Result
 from loadtest.results.tally import Tally
-from loadtest.results.units import bytes_text, plain_text, rate_text, seconds_text, time_text
 
 MAX_BINS, MAX_KINDS, MAX_CODES, MAX_VERSIONS, MAX_EVENTS = 300, 5, 6, 16, 30
 BLUE, GREEN, ORANGE, RED, PURPLE, SKY, GREY = range(7)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
+from embstore.common.units import bytes_text, rate_text, seconds_text, share_text, time_text
 from loadtest.report import style
 from loadtest.report.charts import Chart, Charts
 from loadtest.results.result import Result
 from loadtest.results.summary import to_summary
-from loadtest.results.units import bytes_text, rate_text, seconds_text, share_text, time_text
 from loadtest.scenario.model import Batch, IdDistribution, RequestSpec, Scenario
 
 Row = Sequence[str]
@@ -154,7 +153,7 @@ def _generator(found: dict[str, Any]) -> str:
 def _scenario(scenario: Scenario) -> str:
     """The scenario, in full."""
     left_out = ("phases", "requests", "events", "name", "api_key_file")
-    values = {f.name: getattr(scenario, f.name) for f in dataclasses.fields(scenario) if f.name not in left_out}
+    values = {name: value for name, value in scenario.to_json().items() if name not in left_out}
     requests = [
         [
             spec.kind,

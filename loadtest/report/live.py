@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from loadtest.results.units import rate_text, seconds_text, time_text
+from embstore.common.units import rate_text, seconds_text, time_text
 from loadtest.scenario.model import Scenario
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from embstore.common.units import bytes_text, rate_text, seconds_text, share_text, time_text
 from loadtest.results.compare import Comparison, Figure
 from loadtest.results.result import Result
 from loadtest.results.summary import to_summary
-from loadtest.results.units import bytes_text, rate_text, seconds_text, share_text, time_text
 
 GOOD, BAD, WARN, SOFT = "bold green", "bold red", "yellow", "dim"
 JUDGED = {"pass": GOOD, "fail": BAD, "inconclusive": WARN, "invalid": WARN}

@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from loadtest.results.conditions import Condition, parse
+from embstore.common.units import share_text, time_text
+from loadtest.results.figures import figure
 from loadtest.results.histogram import Histogram
 from loadtest.results.result import Result
 from loadtest.results.server_metrics import view
 from loadtest.results.tally import Tally
-from loadtest.results.units import share_text, time_text
 from loadtest.results.validity import decides, only_generator_lag
+from loadtest.scenario.conditions import Condition, parse
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 MISSING_SHARE = 0.1
@@ -131,7 +132,7 @@ def missing(server: Mapping[str, Any]) -> list[str]:
 
 def _judged(condition: Condition, result: Result, total: Tally) -> dict[str, Any]:
     """verdict: `inconclusive` where generator lag may be why a condition holds, `invalid` where the run is."""
-    value = condition.of(total, result.seconds)
+    value = figure(condition, total, result.seconds)
     holds = condition.met_by(value)
     verdict = (
         ("fail" if holds else "pass")

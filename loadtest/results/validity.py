@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from loadtest.results.conditions import Condition
 from loadtest.results.result import Result
 from loadtest.results.tally import Tally
+from loadtest.scenario.conditions import Condition
 
 BUSY = 0.95
 """A generator that takes more of its core than this may be what limits the throughput."""

@@ -31,7 +31,7 @@ DETAIL_CHARS = 200
 # only: one publishes what a version holds once more, whatever its scheme and ids, the other moves a label.
 PUBLISH = """
 import sys
-from dataclasses import replace
+from msgspec.structs import replace
 from embstore.errors import EmbstoreError
 from embstore.store.local import FileStore, now
 root, table, source, label = sys.argv[1:]

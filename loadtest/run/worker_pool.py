@@ -12,8 +12,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import IO, Any
+
+from msgspec.structs import replace
 
 from loadtest.errors import LoadError
 from loadtest.generator.recorder import SECOND

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
+from msgspec.structs import replace
+
 from loadtest.errors import LoadError, ScenarioError
-from loadtest.results.conditions import Condition, parse
+from loadtest.results.figures import figure
 from loadtest.results.result import Result
 from loadtest.results.validity import only_generator_lag
+from loadtest.scenario.conditions import Condition, parse
 from loadtest.scenario.model import Scenario
 from loadtest.search.outcome import VERDICTS, Limit, SearchResult, Stage, Trial, Verdict, describe
 
@@ -285,7 +288,7 @@ class _Search:
         if result.partial:
             raise _Ended("interrupted")
         total = result.total()
-        values = [condition.of(total, result.seconds) for condition in self.slo]
+        values = [figure(condition, total, result.seconds) for condition in self.slo]
         pairs = list(zip(self.slo, values, strict=True))
         verdict: Verdict = "pass" if all(condition.met_by(value) for condition, value in pairs) else "fail"
         if only_generator_lag(result):

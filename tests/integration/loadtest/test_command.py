@@ -27,7 +27,7 @@ from loadtest.results.result import Generator, Result
 from loadtest.results.tally import Tally
 from loadtest.results.validity import GENERATOR_LAG
 from loadtest.scenario.model import Event, IdDistribution, Phase, RequestSpec, Scenario
-from loadtest.scenario.options import to_toml
+from loadtest.scenario.toml import to_toml
 from loadtest.search.find_max import Limits, peak_rate
 
 VECTORS = np.random.default_rng(5).normal(size=(500, 8)).astype(np.float32)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import uvloop
+from msgspec.structs import replace
 from support.driving import SPEC, drive, scenario
 from support.ill_server import CLOSE, RESET, SILENCE, Answer, reply, rows, scripted
 from support.serving import ServerProcess, serving

@@ -6,11 +6,11 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from support.driving import SPEC, drive, scenario
 from support.ill_server import reply, rows, scripted, server_context
 from support.serving import ServerProcess, serving

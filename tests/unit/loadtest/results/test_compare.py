@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import json
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from loadtest.report import terminal
@@ -99,7 +100,7 @@ def test_a_sure_difference_of_a_hundredth_is_too_small_to_matter() -> None:
         tallies = {}
         for key, tally in a_run(1).tallies.items():
             times = [factor * at for at, count in tally.latency.counts.items() for _ in range(count)]
-            tallies[key] = replace(tally, latency=Histogram(times))
+            tallies[key] = dataclasses.replace(tally, latency=Histogram(times))
         sides.append([a_run(1, tallies=tallies)])
     comparison = compare(*sides)
     assert found(comparison)["p50"].verdict == "too small to matter"

@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from loadtest.errors import LoadError, ScenarioError
-from loadtest.results.conditions import parse
 from loadtest.results.histogram import Histogram
 from loadtest.results.result import Generator, Result
 from loadtest.results.tally import Tally
 from loadtest.results.validity import GENERATOR_LAG
+from loadtest.scenario.conditions import parse
 from loadtest.scenario.model import IdDistribution, Phase, RequestSpec, Scenario
 from loadtest.search.find_max import Limits, at_rate, find_max, pass_probability, peak_rate, whole_slo
 from loadtest.search.outcome import SearchResult, describe, table

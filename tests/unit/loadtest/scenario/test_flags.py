@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from loadtest.errors import ScenarioError
 from loadtest.report.files import OutputError, Outputs, check_writable, numbered, read_results, write
 from loadtest.results.result import Generator, Result
-from loadtest.scenario.checks import check
+from loadtest.scenario.flags import Flags, effective
 from loadtest.scenario.model import Batch, Event, IdDistribution, Phase, RequestSpec, Scenario
-from loadtest.scenario.options import Flags, effective, to_toml
-from loadtest.scenario.toml_file import read_scenario
+from loadtest.scenario.rules import check
+from loadtest.scenario.toml import read_scenario, to_toml
 
 MIXED = Scenario(
     name='quotes " and \\ and é \x01 \x7f',
