@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from msgspec.structs import replace
 from typer.core import TyperGroup
+
+from embstore.common.render import show
 
 if TYPE_CHECKING:
     from loadtest.report.files import Outputs
@@ -185,11 +187,12 @@ def _search(scenario: Scenario, slo: Sequence[str], interrupt: Interrupts, out: 
 
     from loadtest.report.files import write
     from loadtest.report.live import make_live
+    from loadtest.report.terminal import searched
     from loadtest.run.session import load_test
     from loadtest.scenario.conditions import parse
     from loadtest.scenario.target import list_tables
     from loadtest.search.find_max import Limits, find_max, peak_rate, whole_slo
-    from loadtest.search.outcome import Trial, table
+    from loadtest.search.outcome import Trial
 
     conditions = whole_slo([parse(text) for text in slo])
     peak_rate(scenario)
@@ -211,7 +214,7 @@ def _search(scenario: Scenario, slo: Sequence[str], interrupt: Interrupts, out: 
             if out is not None:
                 write(out, dumps(value) + "\n")
         finally:
-            _show(json, value, lambda: table(found))
+            show(json, value, lambda: searched(found))
     if found.limit == "interrupted":
         return INTERRUPTED
     if found.limit in ("runs", "failed"):
@@ -239,7 +242,7 @@ def compare(
             found = compare_(read_results(before), read_results(after), force=force)
         except CompareError as error:
             raise typer.Exit(_say(str(error))) from None
-        _show(json, found.to_json(), lambda: compared(found))
+        show(json, found.to_json(), lambda: compared(found))
 
 
 @loadtest_app.command()
@@ -327,19 +330,7 @@ def _show_runs(results: Sequence[Result], json: bool) -> None:
         return Group(*(report(result) for result in results))
 
     found = [to_summary(result) for result in results]
-    _show(json, found if len(found) != 1 else found[0], tables)
-
-
-def _show(json: bool, value: Any, for_people: Callable[[], Any]) -> None:
-    """JSON on stdout, or what `for_people()` makes of it."""
-    if json:
-        from json import dumps
-
-        sys.stdout.write(dumps(value, indent=2) + "\n")
-    else:
-        from rich.console import Console
-
-        Console(markup=False).print(for_people(), highlight=False)
+    show(json, found if len(found) != 1 else found[0], tables)
 
 
 def _note(message: str, json: bool) -> None:

@@ -6,7 +6,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
@@ -16,31 +15,29 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from embstore.common.progress import Silent
 from embstore.common.units import rate_text, seconds_text, time_text
 from loadtest.scenario.model import Scenario
 
 if TYPE_CHECKING:
-    from loadtest.run.worker_pool import Progress
+    from loadtest.run.progress import Progress
 
 LINE_SECONDS = 5.0
 KEPT = 60
 BARS = "▁▂▃▄▅▆▇█"
 
 
-class Silent(AbstractContextManager["Silent"]):
-    """Tells nothing. Called with each Progress of a run."""
+class Live(Silent):
+    """Called with each Progress of a run; tells nothing."""
+
+    def __enter__(self) -> Self:
+        return self
 
     def __call__(self, progress: Progress) -> None:
         """How the run stands."""
 
-    def note(self, message: str) -> None:
-        """Something worth a line of its own."""
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Nothing to end."""
-
-
-class PlainLines(Silent):
+class PlainLines(Live):
     """A line every few seconds, and when a phase begins."""
 
     def __init__(self, scenario: Scenario, stream: TextIO) -> None:
@@ -71,7 +68,7 @@ class PlainLines(Silent):
         self.stream.flush()
 
 
-class Terminal(Silent):
+class Terminal(Live):
     """Rates, percentiles, errors and how much is left, with their recent past; gone at the end."""
 
     def __init__(self, scenario: Scenario, stream: TextIO) -> None:
@@ -177,10 +174,10 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(BARS[min(len(BARS) - 1, int(len(BARS) * value / top))] for value in values)
 
 
-def make_live(scenario: Scenario, *, silent: bool = False, stream: TextIO | None = None) -> Silent:
+def make_live(scenario: Scenario, *, silent: bool = False, stream: TextIO | None = None) -> Live:
     """What fits: nothing when `silent`, a moving picture when the stream (stderr) is a terminal, else plain lines."""
     if silent:
-        return Silent()
+        return Live()
     stream = stream or sys.stderr
     return Terminal(scenario, stream) if stream.isatty() else PlainLines(scenario, stream)
 

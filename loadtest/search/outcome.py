@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -12,8 +11,6 @@ Verdict = Literal["pass", "fail", "inconclusive", "invalid"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 Stage = Literal["search", "confirm"]
 Limit = Literal["", "lowest", "highest", "generator", "runs", "failed", "interrupted"]
-IN_COLUMNS = ("p50 ", "p99 ", "error_rate ", "goodput ")
-STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow", "invalid": "yellow"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,30 +83,3 @@ def describe(found: SearchResult, *, min_rate: float, max_rate: float) -> str:
 def _rate(rate: float) -> str:
     """Four digits at least, no exponent."""
     return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
-
-
-def table(found: SearchResult) -> Any:
-    """The search as a table, its outcome below."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    from loadtest.report.terminal import hanging
-
-    shown = Table(box=SIMPLE_HEAD)
-    for name in ("rate", "p50 ms", "p99 ms", "errors", "goodput"):
-        shown.add_column(f"{name}/s" if name in ("rate", "goodput") else name, justify="right")
-    for name in ("run to", "SLO", ""):
-        shown.add_column(name)
-    notes: dict[str, str] = {}
-    for run in found.runs:
-        times = (f"{run.rate:,.1f}", f"{run.p50_ms:.2f}", f"{run.p99_ms:.2f}", f"{run.error_rate:.2%}")
-        others = [figure for figure in run.figures if not figure.startswith(IN_COLUMNS)]
-        if run.verdict in ("inconclusive", "invalid"):  # many for one reason: said once, below, of the first of them
-            reason = re.sub(r"[\d.,]+", "", run.reason)
-            others = [notes.setdefault(reason, f"[{len(notes) + 1}] {run.reason}").split()[0]]
-        verdict = Text(run.verdict, style=STYLES[run.verdict])
-        shown.add_row(*times, f"{run.goodput:,.1f}", run.stage, verdict, Text(", ".join(others)))
-    below = [note.partition(" ") for note in notes.values()]
-    return Group(shown, *hanging([(number, "", reason) for number, _, reason in below]), Text(found.note))

@@ -16,7 +16,7 @@ from embstore.common.units import bytes_text, plain_text, seconds_text, share_te
 from loadtest.report import terminal
 from loadtest.report.axes import from_zero, of_percentiles, of_times
 from loadtest.report.html import to_html
-from loadtest.report.live import PlainLines, Silent, Terminal, make_live, sparkline
+from loadtest.report.live import Live, PlainLines, Terminal, make_live, sparkline
 from loadtest.results import server_metrics
 from loadtest.results.histogram import Histogram
 from loadtest.results.result import Generator, Mark, Result, Sample, Seen
@@ -363,10 +363,10 @@ def test_a_terminal_shows_rates_times_and_errors() -> None:
 
 
 def test_programs_get_nothing_live() -> None:
-    """Silent when told to be."""
+    """Live when told to be."""
     live = make_live(Scenario(), silent=True)
     live(progress())
-    assert type(live) is Silent
+    assert type(live) is Live
 
 
 def test_a_sparkline_goes_from_nothing_to_the_most() -> None:

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from loadtest.errors import LoadError, ScenarioError
+from loadtest.report.terminal import searched
 from loadtest.results.histogram import Histogram
 from loadtest.results.result import Generator, Result
 from loadtest.results.tally import Tally
@@ -19,7 +20,7 @@ from loadtest.results.validity import GENERATOR_LAG
 from loadtest.scenario.conditions import parse
 from loadtest.scenario.model import IdDistribution, Phase, RequestSpec, Scenario
 from loadtest.search.find_max import Limits, at_rate, find_max, pass_probability, peak_rate, whole_slo
-from loadtest.search.outcome import SearchResult, describe, table
+from loadtest.search.outcome import SearchResult, describe
 
 SLO = [parse("p99<10ms")]
 KNEE = 900.0
@@ -287,7 +288,7 @@ def test_every_run_is_told() -> None:
         assert run.verdict == ("pass" if run.p99_ms < 10 else "fail")
         assert run.figures[0].startswith("p99 is ")
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["slo"] == ["p99<10ms"]
-    assert table(found) is not None
+    assert searched(found) is not None
 
 
 def test_why_runs_were_invalid_is_said_once_and_fits_a_narrow_terminal() -> None:
@@ -299,7 +300,7 @@ def test_why_runs_were_invalid_is_said_once_and_fits_a_narrow_terminal() -> None
         return ran(scenario, 5.0, [f"the clock was set: {next(times)} times"] if spoilt else [])
 
     shown = io.StringIO()
-    Console(file=shown, width=80).print(table(search(run)))
+    Console(file=shown, width=80).print(searched(search(run)))
     lines = shown.getvalue().splitlines()
     assert [line for line in lines if "the clock" in line] == ["[1]  the clock was set: 1 times"]
     rows = [line for line in lines if "search" in line or "confirm" in line]
