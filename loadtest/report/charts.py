@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from embstore.common.report.axes import Scale, from_zero, of_percentiles, of_shares, of_times, over_time
+from embstore.common.report.svg import Chart, Event, Frame, Layer, Polyline, line_plot, span_plot, stacked_plot
 from embstore.common.units import bytes_text, plain_text, rate_text, seconds_text, time_text
-from loadtest.report.axes import Scale, from_zero, of_percentiles, of_shares, of_times, over_time
-from loadtest.report.svg import Event, Frame, Layer, Line, line_plot, span_plot, stacked_plot
 from loadtest.results import server_metrics
 from loadtest.results.hgrm import curve
 from loadtest.results.histogram import Histogram
@@ -23,17 +23,6 @@ HALF_WIDTH = 500
 NAME_CHARS = 12
 """So much of a name has room beside a plot."""
 _TOLD = (("p50", 50), ("p90", 90), ("p99", 99), ("max", 100))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A plot with its heading, a line that says how to read it, and names of its colours: name, colour, dashed."""
-
-    title: str
-    note: str
-    svg: str
-    legend: Sequence[tuple[str, int, bool]] = ()
-    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +132,7 @@ class Charts:
             for name, histogram in (("latency", tally.latency), ("service time", tally.service)):
                 dashed = name != "latency"
                 points = _odds(histogram)
-                lines.append(Line(name="", points=points, color=color, dashed=dashed, thin=dashed))
+                lines.append(Polyline(name="", points=points, color=color, dashed=dashed, thin=dashed))
                 legend.append((f"{kind}, {name}", color, dashed))
         y = of_times(_values(lines), "time (log scale)")
         most = max(tally.ok for _, tally in groups)
@@ -161,10 +150,10 @@ class Charts:
         offered = [(one.middle, one.per_s(one.tally.offered)) for one in self.bins]
         ok = [(one.middle, one.per_s(one.tally.ok)) for one in self.bins]
         lines = [
-            Line(
+            Polyline(
                 name="due" if self.result.scenario.mode == "open" else "sent", points=offered, color=GREY, dashed=True
             ),
-            Line(name="2xx", points=ok, color=BLUE),
+            Polyline(name="2xx", points=ok, color=BLUE),
         ]
         y = from_zero(_values(lines), "requests a second", plain_text)
         note = "What was due in each moment, and how much of that was answered well."
@@ -200,7 +189,7 @@ class Charts:
     def _work(self) -> Chart | None:
         counted = server_metrics.rates(self.samples, server_metrics.DURATION + "_count").get("", [])
         client = [(one.middle, one.per_s(one.tally.ok)) for one in self.bins]
-        lines = [_line("server", counted, BLUE), Line(name="client's 2xx", points=client, color=GREY, dashed=True)]
+        lines = [_line("server", counted, BLUE), Polyline(name="client's 2xx", points=client, color=GREY, dashed=True)]
         y = from_zero(_values(lines), "requests a second", plain_text)
         return self._half("Lookups", "Counted by the server, and good replies that arrived here.", y, lines, counted)
 
@@ -239,7 +228,7 @@ class Charts:
         y = from_zero(_values(lines), "a second", plain_text)
         return self._half("Refused", "Requests that got no vectors, by the server's reason.", y, lines, bool(some))
 
-    def _half(self, title: str, note: str, y: Scale, lines: Sequence[Line], there: object) -> Chart | None:
+    def _half(self, title: str, note: str, y: Scale, lines: Sequence[Polyline], there: object) -> Chart | None:
         if not there:
             return None
         frame = self._frame(title, y, height=170, width=HALF_WIDTH)
@@ -254,12 +243,12 @@ class Charts:
         x = over_time(self.seconds)
         return Frame(name=name, x=x, y=y, bands=self.bands, events=self.events, hover=told, height=height)
 
-    def _times_of(self, histogram: str, name: str, percent: float, color: int, **style: bool) -> Line:
+    def _times_of(self, histogram: str, name: str, percent: float, color: int, **style: bool) -> Polyline:
         def value(tally: Tally) -> float | None:
             of: Histogram = getattr(tally, histogram)
             return max(1, of.percentile(percent)) if of.num else None
 
-        return Line(name=name, points=[(one.middle, value(one.tally)) for one in self.bins], color=color, **style)
+        return Polyline(name=name, points=[(one.middle, value(one.tally)) for one in self.bins], color=color, **style)
 
 
 def _bins(result: Result) -> list[Bin]:
@@ -298,9 +287,9 @@ def _odds(histogram: Histogram) -> list[tuple[float, float | None]]:
     return found
 
 
-def _line(name: str, points: Sequence[tuple[float, float]], color: int) -> Line:
-    return Line(name=name, points=list(points), color=color)
+def _line(name: str, points: Sequence[tuple[float, float]], color: int) -> Polyline:
+    return Polyline(name=name, points=list(points), color=color)
 
 
-def _values(lines: Sequence[Line]) -> list[float]:
+def _values(lines: Sequence[Polyline]) -> list[float]:
     return [value for _, value in chain.from_iterable(line.points for line in lines) if value is not None]

@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 
 from embstore.common.units import bytes_text, plain_text, seconds_text, share_text, time_text
 from loadtest.report import terminal
-from loadtest.report.axes import from_zero, of_percentiles, of_times
+from embstore.common.report.axes import from_zero, of_percentiles, of_times
 from loadtest.report.html import to_html
 from loadtest.report.live import Live, PlainLines, Terminal, make_live, sparkline
 from loadtest.results import server_metrics
@@ -233,7 +233,7 @@ def test_a_run_of_a_late_generator_shows_upper_bounds() -> None:
     assert "GENERATOR LAG: latencies are upper bounds, because\n  generator lag: p99" in text
     assert "inconclusive  p99>10ms: p99 is 34.0 ms" in text
     assert "pass          error_rate>50%: " in text
-    assert "<div class='verdict warn'><strong>Generator lag: latencies are upper bounds</strong>" in page
+    assert '<div class="verdict warn"><strong>Generator lag: latencies are upper bounds</strong>' in page
     assert reasons[0] in page
     assert "invalid" not in (text + page.split("<table")[0]).lower()
     assert to_summary(a_result())["upper_bounds"] is False
