@@ -234,12 +234,11 @@ def compare(
     """Say what changed from one run, or several of --repeat, to others, and how sure that is."""
     from loadtest.report.files import read_results
     from loadtest.report.terminal import compared
-    from loadtest.results.compare import CompareError
-    from loadtest.results.compare import compare as compare_
+    from loadtest.results.compare import CompareError, compare_runs
 
     with _readable_errors():
         try:
-            found = compare_(read_results(before), read_results(after), force=force)
+            found = compare_runs(read_results(before), read_results(after), force=force)
         except CompareError as error:
             raise typer.Exit(_say(str(error))) from None
         show(json, found.to_json(), lambda: compared(found))

@@ -91,7 +91,7 @@ class Comparison:
         return {"verdict": self.verdict, "confidence": CONFIDENCE} | asdict(self)
 
 
-def compare(
+def compare_runs(
     before: Sequence[Result], after: Sequence[Result], *, force: bool = False, draws: int = DRAWS, seed: int = 0
 ) -> Comparison:
     """What changed from the runs `before` to the runs `after`, invalid ones left out.

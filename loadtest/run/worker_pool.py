@@ -21,7 +21,6 @@ from loadtest.generator.recorder import SECOND
 from loadtest.results.result import Result
 from loadtest.run.merge import gather
 from loadtest.run.progress import Meter, OnProgress
-from loadtest.run.progress import Progress as Progress
 from loadtest.scenario.model import Scenario
 from loadtest.scenario.target import list_tables
 

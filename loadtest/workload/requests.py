@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from loadtest.errors import ScenarioError
 from loadtest.scenario.model import RequestSpec
-from loadtest.workload.response_check import INFER_SIZE, JSON, MANY, OCTETS
-from loadtest.workload.response_check import ResponseCheck as ResponseCheck
+from loadtest.workload.response_check import INFER_SIZE, JSON, MANY, OCTETS, ResponseCheck
 
 
 @dataclass(frozen=True, slots=True)

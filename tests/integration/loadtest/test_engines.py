@@ -25,6 +25,7 @@ from loadtest.results.validity import invalid_reasons
 from loadtest.run import worker_pool
 from loadtest.run.calibrate import calibrate
 from loadtest.run.merge import gather
+from loadtest.run.progress import Progress
 from loadtest.scenario.model import Batch, IdDistribution, Phase, RequestSpec
 
 ENGINES = pytest.mark.parametrize("engine", ["httpx", "raw"])
@@ -49,7 +50,7 @@ def test_every_kind_of_request_is_answered_by_a_real_server(server: ServerProces
     many = RequestSpec(protocol="json", tables=("item", "user"), batch=Batch(size=5))
     phases = (Phase(name="warm", seconds=0.3, rate=100, warmup=True), Phase(seconds=1.0, rate=100.0))
     asked = scenario(server.url, engine=engine, requests=(*requests, many), phases=phases, processes=2, timeout=30.0)
-    seen: list[worker_pool.Progress] = []
+    seen: list[Progress] = []
     begun: list[int] = []
     result = worker_pool.run(asked, on_progress=seen.append, on_begin=begun.append)
     total = result.total()

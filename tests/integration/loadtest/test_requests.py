@@ -17,8 +17,8 @@ from embstore.publish import Publication
 from loadtest.errors import ScenarioError
 from loadtest.scenario.model import IdDistribution, RequestSpec, Scenario
 from loadtest.scenario.target import list_tables
-from loadtest.workload.requests import PreparedRequest, ResponseCheck, prepare
-from loadtest.workload.response_check import row_bytes
+from loadtest.workload.requests import PreparedRequest, prepare
+from loadtest.workload.response_check import ResponseCheck, row_bytes
 
 NUM, DIM = 50, 6
 WORDS = [f"word-{n}é" for n in range(NUM)]

@@ -17,6 +17,7 @@ from support.serving import ServerProcess, serving
 import embstore
 from loadtest.results.result import Result
 from loadtest.run import worker_pool
+from loadtest.run.progress import Progress
 from loadtest.scenario.model import Scenario
 
 STALL_SECONDS = 0.5
@@ -42,7 +43,7 @@ def run_with_stall(server: ServerProcess, open_loop: Scenario, closed_loop: Scen
         begun.append(begin)
         all_begun.wait()
 
-    def on_progress(progress: worker_pool.Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         if progress.ok >= ENOUGH:
             enough.set()
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
+from embstore.common.report.axes import from_zero, of_percentiles, of_times
 from embstore.common.units import bytes_text, plain_text, seconds_text, share_text, time_text
 from loadtest.report import terminal
-from embstore.common.report.axes import from_zero, of_percentiles, of_times
 from loadtest.report.html import to_html
 from loadtest.report.live import Live, PlainLines, Terminal, make_live, sparkline
 from loadtest.results import server_metrics
@@ -23,7 +23,7 @@ from loadtest.results.result import Generator, Mark, Result, Sample, Seen
 from loadtest.results.summary import to_summary
 from loadtest.results.tally import Tally
 from loadtest.results.validity import GENERATOR_LAG, generator_lag
-from loadtest.run.worker_pool import Progress
+from loadtest.run.progress import Progress
 from loadtest.scenario.model import Phase, RequestSpec, Scenario
 
 MS = 1_000_000

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from loadtest.errors import ScenarioError
 from loadtest.scenario.model import Batch, IdDistribution
-from loadtest.workload import permutation as permutation
+from loadtest.workload import permutation
 from loadtest.workload.batch_sizes import Batches
 from loadtest.workload.ids import id_stream
 from loadtest.workload.permutation import Permutation
