@@ -14,6 +14,20 @@ from embstore.quantize import check_dtype
 from embstore.schemes import scheme_class
 from embstore.store.local import LATEST, check_label, check_name
 
+METRICS = (
+    "vectors",
+    "scheme",
+    "dtype",
+    "num_embeddings",
+    "embedding_dim",
+    "budget_bytes",
+    "num_bytes",
+    "full_bytes",
+    "ratio",
+    "id_space_bytes",
+    "seed",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -84,8 +98,8 @@ class Result:
     ratio: float
     id_space_bytes: int
     measured: Measured
-    seconds: float
     seed: int
+    seconds: float = 0.0
     table: str | None = None
     version: int | None = None
     label: str | None = None
@@ -95,6 +109,10 @@ class Result:
     def quality(self) -> Quality:
         """The figures of what was measured."""
         return self.measured.quality
+
+    def metrics(self) -> dict[str, Any]:
+        """What a manifest keeps of it: sizes and quality; the scheme's parameters it has anyway."""
+        return {name: getattr(self, name) for name in METRICS} | asdict(self.quality)
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain values, without what was measured of each id."""

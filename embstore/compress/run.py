@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
-from typing import Any
+from dataclasses import replace
 
 import torch
 
@@ -17,6 +16,7 @@ from embstore.errors import ConfigError
 from embstore.ids import Dense, Vocabulary
 from embstore.publish import Store
 from embstore.schemes import scheme_class
+from embstore.schemes.base import Scheme
 from embstore.store.manifest import Manifest
 
 NUM_HOT_IDS = 4096
@@ -24,21 +24,64 @@ NUM_HOT_IDS = 4096
 
 def compress(job: Job, *, store: Store | None = None, report: Silent | None = None) -> Result:
     """Fit, measure and report; with a table in the job also publish it to the store, after all else has succeeded."""
-    started = time.perf_counter()
-    report = report or Silent()
-    _check_places(job, store)
+    started, report = time.perf_counter(), report or Silent()
+    _check_store(job, store)
     source = _read(job, report)
     ids = None if source.keys is None else Vocabulary.from_keys(source.keys)
-    full_bytes, budget = 4 * len(source) * source.dim, job.num_bytes(len(source), source.dim)
+    full_bytes, budget = 4 * len(source) * source.dim, _budget(job, source)
+    before = _before(job, store, ids)
+
+    report.note(f"fitting {job.scheme}, {job.dtype} rows, to {budget:,} bytes (of {full_bytes:,})")
+    module = _fit(job, source, budget, report)
+    num_bytes = module.num_bytes(job.dtype)
+    report.note(f"measuring {num_bytes:,} bytes, {full_bytes / num_bytes:.1f}x")
+    measured = measure(source.vectors_ND, served(module, job.dtype), counts_N=source.counts_N, seed=job.seed)
+
+    result = Result(
+        vectors=job.vectors.name,
+        scheme=job.scheme,
+        parameters=module.export()[0].parameters(),
+        dtype=job.dtype,
+        num_embeddings=len(source),
+        embedding_dim=source.dim,
+        budget_bytes=budget,
+        num_bytes=num_bytes,
+        full_bytes=full_bytes,
+        ratio=full_bytes / num_bytes,
+        id_space_bytes=0 if ids is None else ids.num_bytes(),
+        seed=job.seed,
+        measured=measured,
+        table=job.table,
+        embedding_dim_before=None if before is None else before.embedding_dim,
+    )
+    if job.table is not None and store is not None:
+        version = _publish(job, store, module, ids, source, result)
+        report.note(f"published {job.table} version {version}")
+        result = replace(result, version=version, label=job.label)
+    return replace(result, seconds=time.perf_counter() - started)
+
+
+def _check_store(job: Job, store: Store | None) -> None:
+    """A store that cannot be written is found before the fit."""
+    if job.table is not None:
+        if store is None:
+            raise ConfigError(f"publishing table {job.table!r} needs a store")
+        store.check_writable()
+
+
+def _budget(job: Job, source: Source) -> int:
+    """Bytes that the tensors may take; ConfigError when that is no compression."""
+    budget, full_bytes = job.num_bytes(len(source), source.dim), 4 * len(source) * source.dim
     if budget > full_bytes:
         raise ConfigError(
             f"a budget of {budget:,} bytes is more than the whole table takes uncompressed: {full_bytes:,} bytes, "
             f"{len(source):,} vectors of {source.dim} float32"
         )
-    before = _before(job, store, ids)
+    return budget
 
-    report.note(f"fitting {job.scheme}, {job.dtype} rows, to {budget:,} bytes (of {full_bytes:,})")
-    module = fit_within(
+
+def _fit(job: Job, source: Source, budget: int, report: Silent) -> Scheme:
+    return fit_within(
         scheme_class(job.scheme),
         torch.from_numpy(source.vectors_ND),
         budget,
@@ -48,55 +91,21 @@ def compress(job: Job, *, store: Store | None = None, report: Silent | None = No
         seed=job.seed,
         progress=report.advanced,
     )
-    config, num_bytes = module.export()[0], module.num_bytes(job.dtype)
-    report.note(f"measuring {num_bytes:,} bytes, {full_bytes / num_bytes:.1f}x")
-    measured = measure(source.vectors_ND, served(module, job.dtype), counts_N=source.counts_N, seed=job.seed)
 
-    figures: dict[str, Any] = {
-        "vectors": job.vectors.name,
-        "scheme": job.scheme,
-        "parameters": config.parameters(),
-        "dtype": job.dtype,
-        "num_embeddings": len(source),
-        "embedding_dim": source.dim,
-        "budget_bytes": budget,
-        "num_bytes": num_bytes,
-        "full_bytes": full_bytes,
-        "ratio": full_bytes / num_bytes,
-        "id_space_bytes": 0 if ids is None else ids.num_bytes(),
-        "seed": job.seed,
-    }
-    version = None
-    if job.table is not None and store is not None:
-        kept = {name: value for name, value in figures.items() if name != "parameters"}  # the manifest has them
-        version = store.publish(
-            job.table,
-            module,
-            label=job.label,
-            dtype=job.dtype,
-            ids=ids,
-            hot_ids=source.hottest(NUM_HOT_IDS),
-            new_id_type=job.new_id_type,
-            metrics={"compression": kept | asdict(measured.quality)},
-        )
-        report.note(f"published {job.table} version {version}")
-    return Result(
-        **figures,
-        measured=measured,
-        seconds=time.perf_counter() - started,
-        table=job.table,
-        version=version,
-        label=None if version is None else job.label,
-        embedding_dim_before=None if before is None else before.embedding_dim,
+
+def _publish(job: Job, store: Store, module: Scheme, ids: Vocabulary | None, source: Source, result: Result) -> int:
+    """Publish what was fitted, with its figures; the version."""
+    assert job.table is not None
+    return store.publish(
+        job.table,
+        module,
+        label=job.label,
+        dtype=job.dtype,
+        ids=ids,
+        hot_ids=source.hottest(NUM_HOT_IDS),
+        new_id_type=job.new_id_type,
+        metrics={"compression": result.metrics()},
     )
-
-
-def _check_places(job: Job, store: Store | None) -> None:
-    """What would only be found wanting at the end is asked for at the start."""
-    if job.table is not None:
-        if store is None:
-            raise ConfigError(f"publishing table {job.table!r} needs a store")
-        store.check_writable()
 
 
 def _before(job: Job, store: Store | None, ids: Vocabulary | None) -> Manifest | None:

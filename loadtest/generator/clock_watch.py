@@ -38,5 +38,5 @@ class ClockWatch:
 
     @property
     def paused(self) -> float:
-        """Seconds of the longest time that this process was held up; 0 where none was reported."""
+        """Seconds of the longest time that this process was held up; 0 where none exceeds PAUSE_NS."""
         return self.longest / 1e9 if self.longest > PAUSE_NS else 0.0

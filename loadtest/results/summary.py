@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from embstore.common.units import share_text, time_text
@@ -28,7 +29,7 @@ def to_summary(result: Result) -> dict[str, Any]:
     A time is None where no 2xx reply was counted. upper_bounds: all that is wrong with the run is a late generator.
     """
     total, span = result.total(), result.seconds
-    generator, server = result.generator, view(result.samples)
+    server = view(result.samples)
     return {
         "name": result.scenario.name,
         "url": result.scenario.url,
@@ -46,25 +47,14 @@ def to_summary(result: Result) -> dict[str, Any]:
         ],
         "errors": dict(total.failures.most_common()),
         "retry_after": total.retry_after,
-        "versions": [
-            {"table": seen.table, "version": seen.version, "first": seen.first, "last": seen.last, "count": seen.count}
-            for seen in result.versions
-        ],
-        "events": [
-            {"at": mark.at, "name": mark.name, "detail": mark.detail, "ok": mark.ok, "seconds": mark.seconds}
-            for mark in result.marks
-        ],
+        "versions": [asdict(seen) for seen in result.versions],
+        "events": [asdict(mark) for mark in result.marks],
         "server": server,
-        "generator": {
-            "engine": generator.engine,
-            "processes": generator.processes,
-            "busy": generator.busy,
-            "ceiling": generator.ceiling,
+        "generator": asdict(result.generator)
+        | {
             "lag_p99_ms": _ms(total.lag, 99),
             "queued": total.queued.num,
             "queued_p99_ms": _ms(total.queued, 99),
-            "reconnects": generator.reconnects,
-            "clock_jumps": generator.clock_jumps,
         },
         "fail_if": [_judged(parse(text), result, total) for text in result.scenario.fail_if],
     }
