@@ -184,7 +184,7 @@ def test_what_cannot_be_written_is_said_before_the_run(here: Here, tmp_path: Pat
         (["--rat", "5"], "No such option: --rat"),
         (["--rate", "many"], "Invalid value for '--rate'"),
         (["--set", "phases.0.rat=5"], "phases.0.rat is unknown"),
-        (["--seconds", "0"], "phases.1.seconds must be above 0"),
+        (["--seconds", "0"], "phases.1.seconds: expected float > 0.0, got 0.0"),
         (["nothing.toml"], "nothing.toml"),
         (["--fail-if", "p99"], "fail_if: "),
         (["--find-max"], "--find-max and --slo go together"),

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from embstore.common.report.axes import from_zero, of_percentiles, of_times
-from embstore.common.units import bytes_text, plain_text, seconds_text, share_text, time_text
 from loadtest.report import terminal
 from loadtest.report.html import to_html
 from loadtest.report.live import Live, PlainLines, Terminal, make_live, sparkline
@@ -363,7 +361,7 @@ def test_a_terminal_shows_rates_times_and_errors() -> None:
 
 
 def test_programs_get_nothing_live() -> None:
-    """Live when told to be."""
+    """What a program reads gets no live lines."""
     live = make_live(Scenario(), silent=True)
     live(progress())
     assert type(live) is Live
@@ -374,29 +372,3 @@ def test_a_sparkline_goes_from_nothing_to_the_most() -> None:
     assert sparkline([0, 1, 2, 4, 8]) == "▁▂▃▅█"
     assert sparkline([0.0, 0.0]) == "▁▁"
     assert sparkline([]) == ""
-
-
-def test_figures_have_three_digits_and_a_unit() -> None:
-    """Nothing that is there reads as 0, nothing that is missing as everything."""
-    assert [time_text(ns) for ns in (0, 832, 999_499, 999_500, 1_240_000, 2.1e9)] == [
-        *("0", "0.832 us", "999 us", "1.00 ms", "1.24 ms", "2.10 s"),
-    ]
-    assert [share_text(x) for x in (0, 1e-6, 0.001, 0.5, 0.99999, 1)] == [
-        *("0 %", "<0.01 %", "0.10 %", "50.0 %", ">99.9 %", "100 %"),
-    ]
-    assert [bytes_text(x) for x in (12, 1234, 5.6e9)] == ["12 B", "1.23 kB", "5.6 GB"]
-    assert [seconds_text(x) for x in (2.5, 119, 200, 3661, -3)] == ["2.5 s", "119 s", "3:20", "1:01:01", "-3 s"]
-    assert [plain_text(x) for x in (0, 0.5, 1500, 20)] == ["0", "0.5", "1,500", "20"]
-
-
-def test_axes_have_round_ticks_around_their_values() -> None:
-    """Every value lies on its axis, and every tick has a short text."""
-    times = of_times([230_000, 41_000_000], "latency")
-    assert (times.low, times.high) == (200_000, 50_000_000)
-    assert [times.text(tick) for tick in times.ticks] == [
-        *("200 us", "500 us", "1 ms", "2 ms", "5 ms", "10 ms", "20 ms", "50 ms"),
-    ]
-    rates = from_zero([1234.0], "rate", plain_text)
-    assert (rates.low, rates.high, rates.at(rates.high)) == (0, 1500, 1)
-    nines = of_percentiles(5000)
-    assert [nines.text(tick) for tick in nines.ticks] == ["0 %", "50 %", "90 %", "99 %", "99.9 %"]
