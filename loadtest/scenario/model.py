@@ -16,9 +16,9 @@ NotNegative = Annotated[float, Meta(ge=0, lt=1e12)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Rate = Annotated[float, Meta(ge=0, le=10_000_000)]
 Size = Annotated[int, Meta(ge=1)]
-Name = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
-OptionalName = Annotated[str, Meta(pattern="^([A-Za-z0-9][A-Za-z0-9_.-]{0,127})?$")]
-OptionalNumber = Annotated[str, Meta(pattern="^([1-9][0-9]{0,17})?$")]
+Name = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\\Z")]
+OptionalName = Annotated[str, Meta(pattern="^([A-Za-z0-9][A-Za-z0-9_.-]{0,127})?\\Z")]
+OptionalNumber = Annotated[str, Meta(pattern="^([1-9][0-9]{0,17})?\\Z")]
 
 
 class IdDistribution(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
