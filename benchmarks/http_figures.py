@@ -6,7 +6,7 @@ The server has one core and the generator another. For each row a closed loop of
 can do without a cache (requests/s); then requests come as a Poisson process, 500 a second or at half of what the server
 can do, whichever is less, and p50 / p99 of the latency from when each was due are shown: idle; while the table's label
 goes to and fro between two versions, twice a second, each loaded, verified and swapped in; with the cache on and
-empty (cold), and on and filled (hot). Ids are Zipf 1.05 or uniform. A star: the generator was late itself.
+empty (cold), and on and filled (hot). Ids are Zipf 1.05 or uniform. A star: generator lag.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ import embstore
 from embstore.bench.processes import on_cores, serving
 from embstore.schemes import DHE
 from loadtest.results.result import Result
-from loadtest.run import worker_pool as fleet
+from loadtest.run import worker_pool
 from loadtest.run.session import load_test
-from loadtest.scenario.model import Ask, Batch, Event, Keys, Phase, Scenario
+from loadtest.scenario.model import Batch, Event, IdDistribution, Phase, RequestSpec, Scenario
 
 NUM, DHE_NUM, DIM, DHE_BYTES = 200_000, 50_000, 64, 2 << 20
 IDS = {"item": NUM, "dhe": DHE_NUM}
@@ -42,15 +42,15 @@ SWAP_SECONDS = 0.5
 
 def scenario(url: str, table: str, protocol: str, size: int, keys: str, **options: Any) -> Scenario:
     """Lookups of one kind."""
-    which = Keys(kind="uniform") if keys == "uniform" else Keys(kind="zipf", exponent=1.05)
-    ask = Ask(tables=(table,), protocol=protocol, batch=Batch(size=size), keys=which)  # type: ignore[arg-type]
-    return Scenario(url=url, engine="raw", asks=(ask,), timeout=10, scrape=False, **options)
+    which = IdDistribution(kind="uniform") if keys == "uniform" else IdDistribution(kind="zipf", exponent=1.05)
+    spec = RequestSpec(tables=(table,), protocol=protocol, batch=Batch(size=size), ids=which)  # type: ignore[arg-type]
+    return Scenario(url=url, engine="raw", requests=(spec,), timeout=10, scrape=False, **options)
 
 
 def capacity(url: str, *what: Any, seconds: float) -> float:
     """Replies a second that a closed loop gets."""
     phases = (Phase(seconds=0.5, warmup=True), Phase(seconds=seconds))
-    run = fleet.run(scenario(url, *what, mode="closed", connections=CONNECTIONS, phases=phases), num_ids=IDS)
+    run = worker_pool.run(scenario(url, *what, mode="closed", connections=CONNECTIONS, phases=phases), num_ids=IDS)
     _check(run)
     return run.total().ok / run.seconds
 
@@ -72,7 +72,7 @@ def _check(run: Result) -> None:
 
 
 def times(run: Result) -> str:
-    """p50 / p99 of the latency in microseconds; a star where the generator was late itself."""
+    """p50 / p99 of the latency in microseconds; a star where generator lag."""
     latency = run.total().latency
     return f"{latency.percentile(50) / 1e3:,.0f} / {latency.percentile(99) / 1e3:,.0f}{'*' * bool(run.invalid)}"
 
@@ -117,7 +117,7 @@ def measure(folder: Path, seconds: float) -> list[dict[str, Any]]:
     combinations = [("item", p, size, keys) for p in protocols for size in SIZES for keys in distributions]
     combinations += [("dhe", "octet", size, "zipf") for size in SIZES]
     rows: dict[Any, dict[str, Any]] = {
-        what: dict(zip(("table", "protocol", "ids", "keys"), what, strict=True)) for what in combinations
+        what: dict(zip(("table", "protocol", "ids", "ids"), what, strict=True)) for what in combinations
     }
     peaks = {}
     with server(folder / "store", "off") as url:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def console() -> Any:
@@ -27,7 +30,8 @@ def show(json: bool, value: Any, for_people: Callable[[], Any]) -> None:
         console().print(shown, highlight=False, soft_wrap=isinstance(shown, str))  # a path stays in one piece
 
 
-def _table(*columns: str, title: str | None = None) -> Any:
+def new_table(*columns: str, title: str | None = None) -> Table:
+    """An empty table; `>` in front of a column's name puts it to the right."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -45,7 +49,7 @@ def listing(versions: list[dict[str, Any]], releases: list[dict[str, Any]]) -> A
     from rich.console import Group
     from rich.text import Text
 
-    table = _table("table", ">version", "labels", "scheme", ">ids", ">dim", ">bytes", "created (UTC)")
+    table = new_table("table", ">version", "labels", "scheme", ">ids", ">dim", ">bytes", "created (UTC)")
     table.columns[-1].no_wrap = True
     for v in versions:
         if "error" in v:
@@ -53,7 +57,7 @@ def listing(versions: list[dict[str, Any]], releases: list[dict[str, Any]]) -> A
             continue
         row = (v["table"], v["version"], ", ".join(v["labels"]), v["scheme"], f"{v['ids']:,}", v["dim"])
         table.add_row(*map(str, row), f"{v['num_bytes']:,}", _minute(v["created"]))
-    shown = _table("release", "tables", "created (UTC)")
+    shown = new_table("release", "tables", "created (UTC)")
     for r in releases:
         shown.add_row(r["release"], ", ".join(f"{t} {n}" for t, n in r["tables"].items()), _minute(r["created"]))
     return Group(table, shown) if releases else table
@@ -72,7 +76,7 @@ def moved_line(label: str | None, dim: int, dim_before: int | None) -> str:
 
 def facts(about: dict[str, Any]) -> Any:
     """One name and value per line."""
-    table = _table("what", "value")
+    table = new_table("what", "value")
     for name, value in about.items():
         if isinstance(value, dict):
             value = ", ".join(f"{k}={v}" for k, v in value.items())
@@ -82,7 +86,9 @@ def facts(about: dict[str, Any]) -> Any:
 
 def vectors_table(table: str, version: int, ids: list[str], rows: list[list[float]], found: list[bool]) -> Any:
     """Ids with the beginning of their vectors."""
-    shown = _table("id", "found", f"vector ({len(rows[0])} floats)" if rows else "vector", title=f"{table} v{version}")
+    shown = new_table(
+        "id", "found", f"vector ({len(rows[0])} floats)" if rows else "vector", title=f"{table} v{version}"
+    )
     for key, row, there in zip(ids, rows, found, strict=True):
         text = ", ".join(f"{x:.4f}" for x in row[:6]) + (", ..." if len(row) > 6 else "")
         shown.add_row(key, "yes" if there else "no", text)
@@ -93,10 +99,10 @@ def training_table(result: Any) -> Any:
     """What a training run reached, and what it published."""
     from rich.console import Group
 
-    quality = _table("test metric", ">trained", ">popularity")
+    quality = new_table("test metric", ">trained", ">popularity")
     for name, value in result.metrics.items():
         quality.add_row(name, f"{value:.4f}", f"{result.popularity[name]:.4f}")
-    tables = _table("table", ">version", "scheme", ">ids", ">dim", ">bytes", ">ratio")
+    tables = new_table("table", ">version", "scheme", ">ids", ">dim", ">bytes", ">ratio")
     for name, t in result.tables.items():
         sizes = (f"{t.num_embeddings:,}", str(t.embedding_dim), f"{t.num_bytes:,}", f"{t.ratio:.1f}x")
         tables.add_row(name, str(t.version), t.scheme, *sizes)
@@ -111,14 +117,14 @@ def compression_table(result: Any) -> Any:
         return "none" if value is None else f"{value:.4f}"
 
     quality = result.quality
-    size = _table("scheme", "rows", ">ids", ">dim", ">bytes", ">ratio", ">bytes for ids", title=result.vectors)
+    size = new_table("scheme", "rows", ">ids", ">dim", ">bytes", ">ratio", ">bytes for ids", title=result.vectors)
     numbers = (f"{result.num_embeddings:,}", str(result.embedding_dim), f"{result.num_bytes:,}")
     size.add_row(result.scheme, result.dtype, *numbers, f"{result.ratio:.1f}x", f"{result.id_space_bytes:,}")
     percentiles = max((group.percentiles for group in quality.cosines.values()), key=len)
-    cosines = _table("cosine", ">ids", *(f">{name}" for name in percentiles))
+    cosines = new_table("cosine", ">ids", *(f">{name}" for name in percentiles))
     for name, group in quality.cosines.items():
         cosines.add_row(name, f"{group.num_ids:,}", *(shown(group.percentiles.get(p)) for p in percentiles))
-    kept = _table("measure", ">value")
+    kept = new_table("measure", ">value")
     if result.quality.error_by_popularity is not None:
         kept.add_row("relative error, weighted by count", shown(quality.relative_error))
     kept.add_row("relative error, every id alike", shown(quality.relative_error_unweighted))

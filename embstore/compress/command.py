@@ -46,10 +46,10 @@ def compress(
     html: Annotated[Path | None, typer.Option(help="Also write the report, with plots, as one HTML file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")] = False,
 ) -> None:
-    """Fit a scheme to vectors that exist, say what that costs and keeps, and publish it where --table is given."""
+    """Compress existing vectors, report size and quality, and publish the result where --table is given."""
     from embstore.common.progress import make_reporter
-    from embstore.compress.run import Job
-    from embstore.compress.run import compress as run
+    from embstore.compress import page, run
+    from embstore.compress.result import Job
     from embstore.publish import open_store
 
     job = Job(
@@ -66,10 +66,14 @@ def compress(
         table=table,
         label=None if no_promote else label,
         new_id_type=new_id_type,
-        html=html,
     )
     with make_reporter(silent=json) as report:
-        result = run(job, store=open_store(store), report=report)
+        if html is not None:
+            page.check_page(html)
+        result = run.compress(job, store=open_store(store), report=report)
+        if html is not None:
+            page.write_page(html, result)
+            report.note(f"report written to {html}")
     show(json, result.to_json(), lambda: compression_table(result))
 
 

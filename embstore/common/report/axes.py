@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from loadtest.results.units import clock_text, seconds_text, time_text
+from embstore.common.units import clock_text, seconds_text, time_text
 
 _STEPS_OF_TIME = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
 
@@ -44,6 +44,20 @@ def from_zero(values: Iterable[float], label: str, text: Callable[[float], str],
     step = _round_up(most / 5)
     high = step * math.ceil(most * 1.02 / step)
     return Scale(label=label, low=0.0, high=high, ticks=_multiples(high, step), text=text)
+
+
+def between(low: float, high: float, label: str, text: Callable[[float], str]) -> Scale:
+    """From a round value at or below `low` to one at or above `high`."""
+    step = _round_up(max(high - low, 1e-6) / 6)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = tuple(round(n * step, 10) for n in range(first, max(last, first + 1) + 1))
+    return Scale(label=label, low=ticks[0], high=ticks[-1], ticks=ticks, text=text)
+
+
+def of_names(names: Sequence[str], label: str) -> Scale:
+    """A place for each name: the n-th is around n."""
+    ticks = tuple(float(n) for n in range(len(names)))
+    return Scale(label=label, low=-0.5, high=len(names) - 0.5, ticks=ticks, text=lambda n: names[round(n)])
 
 
 def of_shares(label: str) -> Scale:

@@ -1,4 +1,4 @@
-"""Conditions on what a load test found, as people write them: `p99>10ms`, `error_rate>0.1%`, `status_503>0`."""
+"""Conditions on what a load test measures, as people write them: `p99>10ms`, `error_rate>0.1%`, `status_503>0`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from loadtest.results.histogram import Histogram
-from loadtest.results.result import Result
-from loadtest.results.tally import Tally
-from loadtest.results.units import NS, rate_text, share_text, time_text
+from embstore.common.units import NS, rate_text, share_text, time_text
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -19,7 +16,7 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
 }
 ERRORS = ("timeout", "connect", "closed", "reset", "tls", "protocol", "truncated", "mislabelled", "unanswered")
-_OF_TIME = re.compile(r"(?:(service|queued|lag)_)?(?:p(\d+(?:\.\d+)?)|(max|mean))")
+OF_TIME = re.compile(r"(?:(service|queued|lag)_)?(?:p(\d+(?:\.\d+)?)|(max|mean))")
 _SHAPE = re.compile(r"\s*([A-Za-z][\w.]*)\s*(>=|<=|>|<)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\S*)\s*")
 _POSSIBLE = (
     "p50, p99, p99.9 (any percentile), max, mean, the same after service_, queued_ or lag_, error_rate, goodput, "
@@ -47,25 +44,6 @@ class Condition:
         """As one would write it; `parse` gives an equal condition."""
         return f"{self.metric}{self.op}{self._text(self.limit)}"
 
-    def value(self, result: Result) -> float:
-        """The figure. A latency or service time of a run without a single 2xx reply is infinite, not 0."""
-        return self.of(result.total(), result.seconds)
-
-    def of(self, total: Tally, seconds: float) -> float:
-        """The figure of some requests, that were due in so many seconds."""
-        if found := _OF_TIME.fullmatch(self.metric):
-            return _time(total, found[1] or "latency", found[2], found[3])
-        if self.metric == "error_rate":
-            return total.error_rate
-        if self.metric in ("goodput", "offered"):
-            count = total.ok if self.metric == "goodput" else total.offered
-            return count / seconds if seconds else 0.0
-        return total.failures[self.metric.partition("_")[2]] if self._is_failure else total.statuses[self._status]
-
-    def holds(self, result: Result) -> bool:
-        """Whether the figure is on that side of the limit."""
-        return self.met_by(self.value(result))
-
     def met_by(self, value: float) -> bool:
         """Whether a figure is on that side of the limit."""
         return OPERATORS[self.op](value, self.limit)
@@ -85,16 +63,8 @@ class Condition:
         """A figure in its unit: `p99 is 12.3 ms`."""
         return f"{self.metric} is " + ("infinite: no 2xx reply" if value == float("inf") else self._text(value, " "))
 
-    @property
-    def _status(self) -> int:
-        return int(self.metric.removeprefix("status_"))
-
-    @property
-    def _is_failure(self) -> bool:
-        return self.metric.startswith("error_") or not 200 <= self._status < 300
-
     def _text(self, value: float, gap: str = "") -> str:
-        if _OF_TIME.fullmatch(self.metric):
+        if OF_TIME.fullmatch(self.metric):
             if gap:
                 return time_text(value)
             unit = next((unit for unit in ("s", "ms") if value >= NS[unit]), "us")
@@ -119,7 +89,7 @@ def _scale(text: str, metric: str, number: float, unit: str) -> float:
     """What one unit is worth; ConditionError for a figure that there is not, or a unit that it does not have."""
     if number < 0:
         raise ConditionError(f"{text!r}: a limit cannot be below 0")
-    if found := _OF_TIME.fullmatch(metric):
+    if found := OF_TIME.fullmatch(metric):
         if found[2] and not 0 <= float(found[2]) <= 100:
             raise ConditionError(f"{text!r}: a percentile lies between 0 and 100, got {found[2]}")
         if unit not in NS:
@@ -147,12 +117,3 @@ def _scale(text: str, metric: str, number: float, unit: str) -> float:
     if unit:
         raise ConditionError(f"{text!r}: {metric} is a number of requests, not {unit!r}")
     return 1.0
-
-
-def _time(total: Tally, name: str, percent: str | None, other: str | None) -> float:
-    histogram: Histogram = getattr(total, name)
-    if not histogram.num:
-        return float("inf") if name in ("latency", "service") else 0.0
-    if percent is not None:
-        return histogram.percentile(float(percent))
-    return histogram.most if other == "max" else histogram.mean()

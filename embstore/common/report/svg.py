@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from loadtest.report.axes import Scale
+from embstore.common.report.axes import Scale
 
 WIDTH, LEFT, RIGHT, BOTTOM, ROW = 960, 74, 88, 44, 17
 MAX_ROWS = 4
@@ -15,8 +15,8 @@ _CHAR = 6.4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """A curve through points in order; where a value is None it has a gap. color: one of `style.COLORS`."""
+class Polyline:
+    """A curve through points in order; where a value is None it has a gap. color: its number in the style sheet."""
 
     name: str
     points: Sequence[tuple[float, float | None]]
@@ -69,7 +69,7 @@ class Frame:
         return (1 - self.y.at(value)) * self.height
 
 
-def line_plot(frame: Frame, lines: Iterable[Line]) -> str:
+def line_plot(frame: Frame, lines: Iterable[Polyline]) -> str:
     """Curves, each with its name at its right end."""
     drawn, ends = [], []
     for line in lines:
@@ -98,6 +98,30 @@ def stacked_plot(frame: Frame, cells: Sequence[tuple[float, float]], layers: Seq
                 below[n] += value
         drawn.append(f'<path class="area c{layer.color}" d="{"".join(path)}"/>')
     return _around(frame, drawn)
+
+
+def bar_plot(frame: Frame, bars: Sequence[tuple[float, str]], color: int) -> str:
+    """A bar for each value with its text above it, the n-th around n; see `axes.of_names`."""
+    drawn = []
+    for n, (value, text) in enumerate(bars):
+        left, right, top = frame.across(n - 0.35), frame.across(n + 0.35), frame.up(value)
+        drawn.append(
+            f'<rect class="area c{color}" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
+            f'height="{frame.height - top:.1f}"/>'
+            f'<text x="{(left + right) / 2:.1f}" y="{top - 4:.1f}" text-anchor="middle">{escape(text)}</text>'
+        )
+    return _around(frame, drawn)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A plot with its heading, a line that says how to read it, and names of its colours: name, colour, dashed."""
+
+    title: str
+    note: str
+    svg: str
+    legend: Sequence[tuple[str, int, bool]] = ()
+    half: bool = False
 
 
 def span_plot(frame: Frame, rows: Sequence[tuple[str, float, float, int, str]]) -> str:

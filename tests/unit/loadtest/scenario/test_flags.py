@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from loadtest.errors import ScenarioError
 from loadtest.report.files import OutputError, Outputs, check_writable, numbered, read_results, write
 from loadtest.results.result import Generator, Result
-from loadtest.scenario.checks import check
-from loadtest.scenario.model import Ask, Batch, Event, Keys, Phase, Scenario, ScenarioError
-from loadtest.scenario.options import Flags, effective, to_toml
-from loadtest.scenario.toml_file import read_scenario
+from loadtest.scenario.flags import Flags, effective
+from loadtest.scenario.model import Batch, Event, IdDistribution, Phase, RequestSpec, Scenario
+from loadtest.scenario.rules import check
+from loadtest.scenario.toml import read_scenario, to_toml
 
 MIXED = Scenario(
     name='quotes " and \\ and é \x01 \x7f',
     phases=(Phase(rate=50, warmup=True, seconds=3), Phase(rate=100, rate_to=200, seconds=20), Phase(rate=0)),
-    asks=(
-        Ask(tables=("user",), keys=Keys(kind="hot", hot_share=0.5), batch=Batch(kind="choice", sizes=(1, 2))),
-        Ask(tables=("user", "item"), protocol="json", weight=2.5, name="both"),
+    requests=(
+        RequestSpec(
+            tables=("user",), ids=IdDistribution(kind="hot", hot_share=0.5), batch=Batch(kind="choice", sizes=(1, 2))
+        ),
+        RequestSpec(tables=("user", "item"), protocol="json", weight=2.5, name="both"),
     ),
     events=(Event(at=1), Event(at=2, kind="command", command=("echo", "a b"))),
     timeout=1e-7,
@@ -35,7 +38,7 @@ def test_without_anything_it_is_a_plain_lookup_after_a_warmup() -> None:
         (1.0, 100.0, True),
         (10.0, 100.0, False),
     ]
-    assert asked.asks == (Ask(),)
+    assert asked.requests == (RequestSpec(),)
 
 
 def test_flags_go_before_set_and_set_before_the_file(tmp_path: Path) -> None:
@@ -43,13 +46,13 @@ def test_flags_go_before_set_and_set_before_the_file(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text('url = "http://file"\ntimeout = 1.0\nseed = 1\nfail_if = ["p99>1s"]\n')
     flags = Flags(url="http://flag", tables=("a", "b"), protocol="json", batch=7, zipf=0.5, fail_if=("p50>1s",))
-    asked = effective(file, ["url=http://set", "timeout=2", "asks.0.batch.most=9"], flags)
+    asked = effective(file, ["url=http://set", "timeout=2", "requests.0.batch.max=9"], flags)
     assert (asked.url, asked.timeout, asked.seed) == ("http://flag", 2.0, 1)
     assert asked.fail_if == ("p99>1s", "p50>1s")
-    (ask,) = asked.asks
-    assert (ask.tables, ask.protocol) == (("a", "b"), "json")
-    assert ask.batch == Batch(kind="fixed", size=7, most=9)
-    assert (ask.keys.kind, ask.keys.exponent) == ("zipf", 0.5)
+    (spec,) = asked.requests
+    assert (spec.tables, spec.protocol) == (("a", "b"), "json")
+    assert spec.batch == Batch(kind="fixed", size=7, max=9)
+    assert (spec.ids.kind, spec.ids.exponent) == ("zipf", 0.5)
     assert not any(phase.warmup for phase in asked.phases)
 
 
@@ -83,7 +86,7 @@ def test_flags_of_one_request_are_refused_where_there_are_several(tmp_path: Path
     """--table could mean any of them: the message says how to be exact."""
     file = tmp_path / "a.toml"
     file.write_text(to_toml(MIXED))
-    with pytest.raises(ScenarioError, match=r"this one has 2; use --set, as in --set asks\.0"):
+    with pytest.raises(ScenarioError, match=r"this one has 2; use --set, as in --set requests\.0"):
         effective(file, (), Flags(tables=("item",)))
 
 

@@ -1,14 +1,16 @@
-"""From the flags of the command line to a scenario, and from a scenario to the file that says the same."""
+"""From the flags of the command line to a scenario."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest.scenario.model import Ask, Event, Phase, Scenario, ScenarioError
+from msgspec.structs import replace
+
+from loadtest.errors import ScenarioError
+from loadtest.scenario.model import Event, Phase, RequestSpec, Scenario
 
 WARMUP_SECONDS = 1.0
 """Without a scenario file: connections are opened and code is warm before anything counts."""
@@ -33,40 +35,40 @@ class Flags:
 
 def effective(path: Path | None, overrides: Sequence[str], flags: Flags) -> Scenario:
     """The scenario of a file or the default one, then `--set`, then the flags; not yet checked."""
-    from loadtest.scenario.toml_file import read_scenario
+    from loadtest.scenario.toml import read_scenario
 
     scenario = read_scenario(path, overrides)
-    if flags.warmup is None and path is None and not any(phase.warmup for phase in scenario.phases):
-        flags = replace(flags, warmup=WARMUP_SECONDS)
     named = {"url": flags.url, "engine": flags.engine, "processes": flags.processes}
     changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     changes["fail_if"] = (*scenario.fail_if, *flags.fail_if)
-    made = replace(scenario, **changes, asks=_asks(scenario.asks, flags), phases=_phases(scenario, flags))
+    made = replace(
+        scenario, **changes, requests=_requests(scenario.requests, flags), phases=_phases(scenario, flags, path)
+    )
     return replace(made, events=_events(scenario, made.seconds))
 
 
-def _asks(asks: tuple[Ask, ...], flags: Flags) -> tuple[Ask, ...]:
+def _requests(requests: tuple[RequestSpec, ...], flags: Flags) -> tuple[RequestSpec, ...]:
     changes: dict[str, Any] = {}
     if flags.tables:
         changes["tables"] = tuple(flags.tables)
     if flags.protocol is not None:
         changes["protocol"] = flags.protocol
     if not changes and flags.batch is None and flags.zipf is None:
-        return asks
-    if len(asks) != 1:
+        return requests
+    if len(requests) != 1:
         raise ScenarioError(
             f"--table, --protocol, --batch and --zipf are for scenarios with one kind of request, this one has "
-            f"{len(asks)}; use --set, as in --set asks.0.batch.size=100"
+            f"{len(requests)}; use --set, as in --set requests.0.batch.size=100"
         )
-    (ask,) = asks
+    (spec,) = requests
     if flags.batch is not None:
-        changes["batch"] = replace(ask.batch, kind="fixed", size=flags.batch)
+        changes["batch"] = replace(spec.batch, kind="fixed", size=flags.batch)
     if flags.zipf is not None:
-        changes["keys"] = replace(ask.keys, kind="zipf", exponent=flags.zipf)
-    return (replace(ask, **changes),)
+        changes["ids"] = replace(spec.ids, kind="zipf", exponent=flags.zipf)
+    return (replace(spec, **changes),)
 
 
-def _phases(scenario: Scenario, flags: Flags) -> tuple[Phase, ...]:
+def _phases(scenario: Scenario, flags: Flags, path: Path | None) -> tuple[Phase, ...]:
     """Rates and lengths in proportion, where there are several; another warm-up before them."""
     phases = scenario.phases
     if flags.rate is not None:
@@ -77,11 +79,14 @@ def _phases(scenario: Scenario, flags: Flags) -> tuple[Phase, ...]:
     if flags.seconds is not None and scenario.seconds > 0:
         factor = flags.seconds / scenario.seconds
         phases = tuple(p if p.warmup else replace(p, seconds=p.seconds * factor) for p in phases)
-    if flags.warmup is not None:
+    warmup_seconds = flags.warmup
+    if warmup_seconds is None and path is None and not any(phase.warmup for phase in phases):
+        warmup_seconds = WARMUP_SECONDS
+    if warmup_seconds is not None:
         measured = tuple(phase for phase in phases if not phase.warmup)
         first = measured[0].rate if measured else 0.0
-        warmup = Phase(name="warm-up", seconds=flags.warmup, rate=first, warmup=True)
-        phases = (warmup, *measured) if flags.warmup else measured
+        warmup = Phase(name="warm-up", seconds=warmup_seconds, rate=first, warmup=True)
+        phases = (warmup, *measured) if warmup_seconds else measured
     return phases
 
 
@@ -94,30 +99,3 @@ def _events(scenario: Scenario, seconds: float) -> tuple[Event, ...]:
 
 def _faster(phase: Phase, factor: float) -> Phase:
     return replace(phase, rate=phase.rate * factor, rate_to=phase.rate_to and phase.rate_to * factor)
-
-
-def to_toml(scenario: Scenario) -> str:
-    """A scenario as a file, every field of it; reading it gives an equal one."""
-    plain = {f.name: getattr(scenario, f.name) for f in fields(scenario)}
-    lists = {name: plain.pop(name) for name in ("phases", "asks", "events")}
-    lines = [f"{name} = {_value(value)}" for name, value in plain.items()]
-    for name, parts in lists.items():
-        for part in parts:
-            lines += ["", f"[[{name}]]", *_lines(part)]
-    return "\n".join(lines) + "\n"
-
-
-def _lines(part: Any) -> list[str]:
-    """The fields of a part; TOML has no null, so those that are None stay away."""
-    pairs = [(f.name, getattr(part, f.name)) for f in fields(part)]
-    return [f"{name} = {_value(value)}" for name, value in pairs if value is not None]
-
-
-def _value(value: Any) -> str:
-    if is_dataclass(value):
-        return f"{{ {', '.join(_lines(value))} }}"
-    if isinstance(value, tuple):
-        return f"[{', '.join(_value(one) for one in value)}]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return str(value).lower()
