@@ -87,7 +87,7 @@ class Server:
             if url:
                 with suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=5):
                     return url
-            time.sleep(0.05)
+            time.sleep(0.02)
         raise EmbstoreError(f"the server was not ready in {READY_SECONDS:g} s, see {self.log}")
 
     def pids(self) -> list[int]:
