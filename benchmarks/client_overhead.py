@@ -13,10 +13,10 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from inspect import isawaitable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -49,20 +49,8 @@ async def seconds_a_call(call: Call, calls: int) -> Seconds:
     return (time.perf_counter() - begin) / calls, (time.process_time() - cpu_begin) / calls
 
 
-async def take_turns(
-    bare: httpx.Client | httpx.AsyncClient,
-    clients: Mapping[str, EmbeddingClient | AsyncEmbeddingClient],
-    ids: NDArray[np.int64],
-    rounds: int,
-    calls: int,
-) -> dict[str, list[Seconds]]:
+async def take_turns(kinds: Mapping[str, Call], rounds: int, calls: int) -> dict[str, list[Seconds]]:
     """Seconds a call of each kind, one figure a round; the first round warms up."""
-
-    def by_hand() -> object:
-        reply = bare.post(PATH, content=ids.tobytes(), headers=HEADERS)
-        return vectors_of(reply) if isinstance(reply, httpx.Response) else vectors_later(reply)
-
-    kinds: dict[str, Call] = {BARE: by_hand} | {name: partial(c.lookup, "item", ids) for name, c in clients.items()}
     figures: dict[str, list[Seconds]] = {kind: [] for kind in kinds}
     for _ in range(1 + rounds):
         for kind, call in kinds.items():
@@ -75,26 +63,25 @@ def vectors_of(reply: httpx.Response) -> NDArray[np.float32]:
     return np.frombuffer(reply.raise_for_status().content, np.float32).reshape(-1, DIM)
 
 
-async def vectors_later(reply: Awaitable[httpx.Response]) -> NDArray[np.float32]:
-    """The same of a reply that is to come."""
-    return vectors_of(await reply)
-
-
 async def measure(url: str, ids: NDArray[np.int64], rounds: int, calls: int) -> list[Row]:
     """The blocking clients, then those for asyncio."""
-    with (
-        httpx.Client(base_url=url, timeout=10) as bare,
-        EmbeddingClient(url, timeout_s=10) as client,
-        EmbeddingClient(url, timeout_s=10, hedge=Hedge()) as hedged,
-    ):
-        blocking = await take_turns(bare, {"client": client, "client, hedged": hedged}, ids, rounds, calls)
+    post: dict[str, Any] = {"url": PATH, "content": ids.tobytes(), "headers": HEADERS}
+    with httpx.Client(base_url=url) as bare, EmbeddingClient(url) as client, EmbeddingClient(url, hedge=Hedge()) as two:
+        kinds: dict[str, Call] = {BARE: lambda: vectors_of(bare.post(**post))}
+        kinds |= {"client": lambda: client.lookup("item", ids), "client, hedged": lambda: two.lookup("item", ids)}
+        blocking = await take_turns(kinds, rounds, calls)
     async with (
-        httpx.AsyncClient(base_url=url, timeout=10) as async_bare,
-        AsyncEmbeddingClient(url, timeout_s=10) as async_client,
-        AsyncEmbeddingClient(url, timeout_s=10, hedge=Hedge()) as async_hedged,
+        httpx.AsyncClient(base_url=url) as bare_later,
+        AsyncEmbeddingClient(url) as later,
+        AsyncEmbeddingClient(url, hedge=Hedge()) as later_two,
     ):
-        clients = {"client": async_client, "client, hedged": async_hedged}
-        waiting = await take_turns(async_bare, clients, ids, rounds, calls)
+
+        async def by_hand() -> object:
+            return vectors_of(await bare_later.post(**post))
+
+        kinds = {BARE: by_hand, "client": lambda: later.lookup("item", ids)}
+        kinds["client, hedged"] = lambda: later_two.lookup("item", ids)
+        waiting = await take_turns(kinds, rounds, calls)
     return [*rows_of("sync", blocking), *rows_of("async", waiting)]
 
 

@@ -128,6 +128,5 @@ def runs_of(lines_BL: NDArray[np.int32]) -> NDArray[np.int32]:
 
 def make_memory(num_lines: int) -> NDArray[np.float32]:
     """Lines of numbers one after the other, each page touched, the first on a line boundary."""
-    raw = np.ones((num_lines + 1) * LINE // 4, np.float32)
-    shift = -raw.ctypes.data % LINE // 4
-    return raw[shift : shift + num_lines * LINE // 4]
+    memory: NDArray[np.float32] = torch.ones(num_lines * LINE // 4).numpy()  # torch aligns to 64 bytes
+    return memory

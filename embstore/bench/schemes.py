@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embstore.bench.timing import best_seconds
+from embstore.bench.kernels import best_seconds
 from embstore.common.progress import Silent
 from embstore.errors import ConfigError
 from embstore.publish import open_store
