@@ -15,7 +15,6 @@ import torch
 from embstore.common.progress import PlainLines, Silent, Terminal, make_reporter
 from embstore.errors import ConfigError, Conflict, DataError
 from embstore.publish import open_store
-from embstore.train import bench
 from embstore.train.config import TrainConfig, load_config
 from embstore.train.data import read_dataset
 from embstore.train.loop import Examples, fit
@@ -203,17 +202,6 @@ def test_progress_on_a_terminal(config_path: Path) -> None:
         train(config, open_store(config_path.parent / "store"), report=report, device="cpu")
     assert "epoch   2" in stream.getvalue()
     assert type(make_reporter(silent=True, stream=stream)) is Silent
-
-
-def test_bench_compares_every_scheme(config_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The benchmark prints nn.Embedding first, as 1, and each scheme's share of its speed."""
-    arguments = ["--config", str(config_path), "--steps", "4", "--rounds", "2", "--ratio", "2", "--device", "cpu"]
-    assert bench.main([*arguments, "--json"]) == 0
-    speeds = json.loads(capsys.readouterr().out)["speeds"]
-    assert [s["name"] for s in speeds] == ["nn.Embedding", *bench.SCHEMES]
-    assert speeds[0]["ratio"] == 1
-    assert bench.main([*arguments, "--set", "training.nothing=1"]) == 2
-    assert "training.nothing" in capsys.readouterr().err
 
 
 def test_rows_are_published_as_the_config_says(config_path: Path) -> None:

@@ -7,13 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 from embstore.errors import EmbstoreError
 
@@ -42,15 +40,8 @@ def on_cores(wanted: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM ends what runs inside as Ctrl-C does: nothing stays behind."""
-
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    """SIGTERM ends what runs inside as Ctrl-C does: nothing stays behind. For the main thread."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
@@ -60,7 +51,7 @@ def ended_by_signals() -> Iterator[None]:
 class Server:
     """One server process, with children or without, in a session of its own; EmbstoreError when it does not start."""
 
-    def __init__(self, command: Sequence[str], log: Path, on: Sequence[int]) -> None:
+    def __init__(self, command: Sequence[str], log: Path, on: Sequence[int] = ()) -> None:
         self.log = log
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EMBSTORE_")}
         held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # till it is known to `end`
@@ -96,7 +87,7 @@ class Server:
             if url:
                 with suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=5):
                     return url
-            time.sleep(0.05)
+            time.sleep(0.02)
         raise EmbstoreError(f"the server was not ready in {READY_SECONDS:g} s, see {self.log}")
 
     def pids(self) -> list[int]:
@@ -129,13 +120,28 @@ class Server:
 
 
 @contextmanager
-def serving(command: Sequence[str], log: Path, on: Sequence[int]) -> Iterator[Server]:
+def serving(command: Sequence[str], log: Path, on: Sequence[int] = ()) -> Iterator[Server]:
     """A server while the block runs."""
     server = Server(command, log, on)
     try:
         yield server
     finally:
         server.end()
+
+
+def probe(url: str, seconds: float, on: Sequence[int]) -> tuple[float, int]:
+    """Ask /livez and /readyz 20 times a second: seconds of the slowest answer, and how many were not 200."""
+    slowest, failed, end = 0.0, 0, time.monotonic() + seconds
+    with on_cores(on):
+        while (begin := time.monotonic()) < end:
+            for path in ("livez", "readyz"):
+                try:
+                    urllib.request.urlopen(f"{url}/{path}", timeout=5).close()
+                except OSError:
+                    failed += 1
+                slowest, begin = max(slowest, time.monotonic() - begin), time.monotonic()
+            time.sleep(0.1)
+    return slowest, failed
 
 
 def _address(line: str) -> str:
