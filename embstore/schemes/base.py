@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError, IdOutOfRange
 from embstore.kernels import Array
 from embstore.kernels.reference import write
-from embstore.quantize import Slot, packed_layout, take
+from embstore.quantize import TensorSpec, packed_layout, take
 
 MAX_IDS = (1 << 63) - 1
 MAX_DIM = 1 << 16
@@ -158,7 +158,7 @@ class Scheme(nn.Module):
             write(out_BD, ids_B, lambda ids: cls.compose(config, tensors, ids, take))
 
     @classmethod
-    def layout(cls, config: Any) -> dict[str, Slot]:
+    def layout(cls, config: Any) -> dict[str, TensorSpec]:
         """Name -> shape and dtype of every stored tensor, known without building any of them."""
         raise NotImplementedError
 

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.hashing import MASK64, mix64, mix64_torch, seed_offset
 from embstore.kernels import Loops
-from embstore.quantize import Slot, dequantize
+from embstore.quantize import TensorSpec, dequantize
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
 
 cpu_dhe = Loops("cpu.dhe")
@@ -239,11 +239,14 @@ class DHE(Scheme):
             cuda_dhe.put_found(x, ids_b, out_bD)
 
     @classmethod
-    def layout(cls, config: DHEConfig) -> dict[str, Slot]:
+    def layout(cls, config: DHEConfig) -> dict[str, TensorSpec]:
         """Weights and biases of every layer."""
-        slots: dict[str, Slot] = {}
+        slots: dict[str, TensorSpec] = {}
         for j, (width_in, width_out) in enumerate(zip(config.widths, config.widths[1:], strict=False)):
-            slots |= {f"weight_{j}": Slot((width_out, width_in), rows=True), f"bias_{j}": Slot((1, width_out))}
+            slots |= {
+                f"weight_{j}": TensorSpec((width_out, width_in), rows=True),
+                f"bias_{j}": TensorSpec((1, width_out)),
+            }
         return slots
 
     @classmethod

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.hashing import MAX_BUCKETS, bucket_torch
 from embstore.kernels import Loops
-from embstore.quantize import Slot
+from embstore.quantize import TensorSpec
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
 
 cpu_hashed = Loops("cpu.hashed")
@@ -151,10 +151,10 @@ class DoubleHash(Scheme):
         cuda_hashed.gather_hashes(tensors["weight"], tensors.get("weights"), ids_B, *hashes, **how)
 
     @classmethod
-    def layout(cls, config: DoubleHashConfig) -> dict[str, Slot]:
+    def layout(cls, config: DoubleHashConfig) -> dict[str, TensorSpec]:
         """The table (or the stacked tables), and the weights."""
-        own = {} if config.num_weights is None else {"weights": Slot((config.num_weights, config.num_hashes))}
-        return {"weight": Slot((config.num_tables * config.num_buckets, config.width), rows=True), **own}
+        own = {} if config.num_weights is None else {"weights": TensorSpec((config.num_weights, config.num_hashes))}
+        return {"weight": TensorSpec((config.num_tables * config.num_buckets, config.width), rows=True), **own}
 
     @classmethod
     def from_budget(

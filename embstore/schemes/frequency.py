@@ -26,9 +26,9 @@ from torch import Tensor
 from embstore.errors import ConfigError
 from embstore.hashing import MAX_BUCKETS, bucket_torch
 from embstore.kernels import Loops
-from embstore.quantize import Slot
+from embstore.quantize import TensorSpec
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
-from embstore.schemes.popularity import checked_frequencies
+from embstore.schemes.parts.popularity import checked_frequencies
 
 cpu_split = Loops("cpu.split")
 
@@ -104,9 +104,9 @@ class Frequency(Scheme):
             cuda_split.gather_hot_hash(tensors["weight"], config.num_hot, ids_B, config.seed, out_BD)
 
     @classmethod
-    def layout(cls, config: FrequencyConfig) -> dict[str, Slot]:
+    def layout(cls, config: FrequencyConfig) -> dict[str, TensorSpec]:
         """One table: hot rows, then shared ones."""
-        return {"weight": Slot((config.num_hot + config.num_cold, config.embedding_dim), rows=True)}
+        return {"weight": TensorSpec((config.num_hot + config.num_cold, config.embedding_dim), rows=True)}
 
     @classmethod
     def from_budget(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from embstore.errors import ConfigError
 from embstore.kernels import Loops
-from embstore.quantize import Slot
+from embstore.quantize import TensorSpec
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
 
 cpu_gather = Loops("cpu.gather")
@@ -57,9 +57,9 @@ class Full(Scheme):
         cuda_gather.gather(tensors["weight"], ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: SchemeConfig) -> dict[str, Slot]:
+    def layout(cls, config: SchemeConfig) -> dict[str, TensorSpec]:
         """One table."""
-        return {"weight": Slot((config.num_embeddings, config.embedding_dim), rows=True)}
+        return {"weight": TensorSpec((config.num_embeddings, config.embedding_dim), rows=True)}
 
     @classmethod
     def from_budget(

@@ -19,7 +19,7 @@ from torch import Tensor
 from embstore.errors import ConfigError
 from embstore.hashing import MAX_BUCKETS, bucket_torch
 from embstore.kernels import Loops
-from embstore.quantize import Slot
+from embstore.quantize import TensorSpec
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
 
 cpu_gather = Loops("cpu.gather")
@@ -89,9 +89,9 @@ class Hash(Scheme):
             cuda_gather.gather_hash(tensors["weight"], ids_B, config.seed, out_BD)
 
     @classmethod
-    def layout(cls, config: HashConfig) -> dict[str, Slot]:
+    def layout(cls, config: HashConfig) -> dict[str, TensorSpec]:
         """One table of `num_buckets` rows."""
-        return {"weight": Slot((config.num_buckets, config.embedding_dim), rows=True)}
+        return {"weight": TensorSpec((config.num_buckets, config.embedding_dim), rows=True)}
 
     @classmethod
     def from_budget(

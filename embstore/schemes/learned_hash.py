@@ -24,9 +24,9 @@ from torch import Tensor
 
 from embstore.errors import ConfigError, DataError, VerificationFailed
 from embstore.kernels import Array, Loops
-from embstore.quantize import Slot
+from embstore.quantize import TensorSpec
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
-from embstore.schemes.popularity import checked_frequencies
+from embstore.schemes.parts.popularity import checked_frequencies
 
 cpu_split = Loops("cpu.split")
 
@@ -103,11 +103,11 @@ class LearnedHash(Scheme):
         cuda_split.gather_mapped(tensors["weight"], tensors["map"], ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: LearnedHashConfig) -> dict[str, Slot]:
+    def layout(cls, config: LearnedHashConfig) -> dict[str, TensorSpec]:
         """The rows and the map."""
         return {
-            "weight": Slot((config.num_buckets, config.embedding_dim), rows=True),
-            "map": Slot((config.num_embeddings,), "int32"),
+            "weight": TensorSpec((config.num_buckets, config.embedding_dim), rows=True),
+            "map": TensorSpec((config.num_embeddings,), "int32"),
         }
 
     @classmethod

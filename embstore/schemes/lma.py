@@ -43,7 +43,7 @@ from torch import Tensor
 from embstore.errors import ConfigError, DataError
 from embstore.hashing import MASK64, MAX_BUCKETS, bucket_torch, mix64, mix64_torch, seed_offset, to_signed
 from embstore.kernels import Loops
-from embstore.quantize import Slot
+from embstore.quantize import TensorSpec
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
 
 cpu_memory = Loops("cpu.memory")
@@ -145,9 +145,12 @@ class LMA(Scheme):
         cuda_memory.gather_by_signature(tensors["memory"], tensors["signatures"], masks, offsets, ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: LMAConfig) -> dict[str, Slot]:
+    def layout(cls, config: LMAConfig) -> dict[str, TensorSpec]:
         """The memory and the ids' signatures."""
-        return {"memory": Slot((config.memory_size,)), "signatures": Slot((config.num_embeddings,), "int64")}
+        return {
+            "memory": TensorSpec((config.memory_size,)),
+            "signatures": TensorSpec((config.num_embeddings,), "int64"),
+        }
 
     @classmethod
     def from_budget(

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from embstore.errors import ConfigError
 from embstore.kernels import Loops
-from embstore.quantize import Slot
+from embstore.quantize import TensorSpec
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
-from embstore.schemes.widths import orthogonal_rows
+from embstore.schemes.parts.widths import orthogonal_rows
 
 cpu_project = Loops("cpu.project")
 
@@ -97,12 +97,12 @@ class LowRank(Scheme):
         cuda_project.project(tensors["factors"], tensors["projection"], tensors.get("offset"), ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: LowRankConfig) -> dict[str, Slot]:
+    def layout(cls, config: LowRankConfig) -> dict[str, TensorSpec]:
         """The ids' own rows, what they are projected by, the offset."""
-        offset = {"offset": Slot((1, config.embedding_dim))} if config.offset else {}
+        offset = {"offset": TensorSpec((1, config.embedding_dim))} if config.offset else {}
         return {
-            "factors": Slot((config.num_embeddings, config.rank), rows=True),
-            "projection": Slot((config.rank, config.embedding_dim)),
+            "factors": TensorSpec((config.num_embeddings, config.rank), rows=True),
+            "projection": TensorSpec((config.rank, config.embedding_dim)),
             **offset,
         }
 

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from embstore.errors import ConfigError
 from embstore.kernels import Loops
-from embstore.quantize import Slot
+from embstore.quantize import TensorSpec
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, target_std
-from embstore.schemes.widths import (
+from embstore.schemes.parts.widths import (
     best_widths,
     block_of,
     check_blocks,
@@ -146,11 +146,14 @@ class Masked(Scheme):
             cuda_masked.prefix(tensors["values"], ends, widths, shifts, ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: MaskedConfig) -> dict[str, Slot]:
+    def layout(cls, config: MaskedConfig) -> dict[str, TensorSpec]:
         """All rows in one array, the rotation."""
         num_floats = sum(size * width for size, width in zip(config.block_sizes, config.block_widths, strict=True))
         dim = config.embedding_dim
-        return {"values": Slot((num_floats,)), **({"rotation": Slot((dim, dim))} if config.rotation else {})}
+        return {
+            "values": TensorSpec((num_floats,)),
+            **({"rotation": TensorSpec((dim, dim))} if config.rotation else {}),
+        }
 
     @classmethod
     def from_budget(
@@ -169,7 +172,7 @@ class Masked(Scheme):
         frequencies: float [N], how often each id occurs. None: the k-th id is taken to occur 1 / k times as often as
         the first (Zipf's law). num_blocks: blocks of equal popularity, each of one width. The rest as `MaskLearner`.
         """
-        from embstore.schemes.masked_learner import MaskLearner
+        from embstore.schemes.parts.masked_learner import MaskLearner
 
         SchemeConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         if "block_sizes" in options or "block_widths" in options:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.hashing import MAX_BUCKETS, bucket_torch
 from embstore.kernels import Loops
-from embstore.quantize import Slot
+from embstore.quantize import TensorSpec
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
 
 cpu_hashed = Loops("cpu.hashed")
@@ -114,11 +114,11 @@ class MEMRec(Scheme):
         cuda_hashed.gather_mem_rec(tensors["tokens"], tensors["weights"], ids_B, *hashes, out_BD)
 
     @classmethod
-    def layout(cls, config: MEMRecConfig) -> dict[str, Slot]:
+    def layout(cls, config: MEMRecConfig) -> dict[str, TensorSpec]:
         """The token table and the weights."""
         return {
-            "tokens": Slot((config.num_buckets, config.embedding_dim), rows=True),
-            "weights": Slot((config.num_weights, 1)),
+            "tokens": TensorSpec((config.num_buckets, config.embedding_dim), rows=True),
+            "weights": TensorSpec((config.num_weights, 1)),
         }
 
     @classmethod

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from embstore.errors import ConfigError
 from embstore.kernels import Loops
-from embstore.quantize import Slot
+from embstore.quantize import TensorSpec
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
 
 cpu_gather = Loops("cpu.gather")
@@ -112,12 +112,12 @@ class MEmCom(Scheme):
         cuda_gather.gather_scaled(tensors["shared"], own, offset, ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: MEmComConfig) -> dict[str, Slot]:
+    def layout(cls, config: MEmComConfig) -> dict[str, TensorSpec]:
         """The shared table, the ids' own numbers, the offset."""
         n = config.num_embeddings
-        own = {"scale_bias": Slot((n, 2))} if config.bias else {"scale": Slot((n, 1))}
-        offset = {"offset": Slot((1, config.embedding_dim))} if config.offset else {}
-        return {"shared": Slot((config.num_buckets, config.embedding_dim), rows=True), **own, **offset}
+        own = {"scale_bias": TensorSpec((n, 2))} if config.bias else {"scale": TensorSpec((n, 1))}
+        offset = {"offset": TensorSpec((1, config.embedding_dim))} if config.offset else {}
+        return {"shared": TensorSpec((config.num_buckets, config.embedding_dim), rows=True), **own, **offset}
 
     @classmethod
     def from_budget(

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from embstore.errors import ConfigError
 from embstore.kernels import Loops
-from embstore.quantize import Slot
+from embstore.quantize import TensorSpec
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
-from embstore.schemes.widths import (
+from embstore.schemes.parts.widths import (
     Blocks,
     best_widths,
     block_of,
@@ -152,13 +152,13 @@ class MixedDim(Scheme):
         cuda_project.project_blocks(rows, projections, config.block_sizes, ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: MixedDimConfig) -> dict[str, Slot]:
+    def layout(cls, config: MixedDimConfig) -> dict[str, TensorSpec]:
         """The blocks' rows and projections."""
         slots = {}
         for b, (_, size, width) in enumerate(config.blocks()):
-            slots[f"rows_{b}"] = Slot((size, width), rows=True)
+            slots[f"rows_{b}"] = TensorSpec((size, width), rows=True)
             if width < config.embedding_dim:
-                slots[f"projection_{b}"] = Slot((width, config.embedding_dim))
+                slots[f"projection_{b}"] = TensorSpec((width, config.embedding_dim))
         return slots
 
     @classmethod

@@ -32,9 +32,9 @@ from torch import Tensor
 
 from embstore.errors import ConfigError, DataError
 from embstore.kernels import Loops
-from embstore.quantize import Slot, dequantize, pack, take
+from embstore.quantize import TensorSpec, dequantize, pack, take
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
-from embstore.schemes.straight_through import straight_through
+from embstore.schemes.parts.straight_through import straight_through
 
 # Shapes: N ids, D embedding_dim, H hot ids, C cold ones, P bytes of a packed row.
 
@@ -169,12 +169,12 @@ class MixedPrecision(Scheme):
         cuda_split.gather_split(tensors["cold"], tensors["hot"], 0, ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: MixedPrecisionConfig) -> dict[str, Slot]:
+    def layout(cls, config: MixedPrecisionConfig) -> dict[str, TensorSpec]:
         """Float rows of hot ids, packed rows of the others."""
         num_cold = config.num_embeddings - config.num_hot
         return {
-            "hot": Slot((config.num_hot, config.embedding_dim)),
-            "cold": Slot((num_cold, config.packed_bytes), f"int{config.bits}"),
+            "hot": TensorSpec((config.num_hot, config.embedding_dim)),
+            "cold": TensorSpec((num_cold, config.packed_bytes), f"int{config.bits}"),
         }
 
     @classmethod

@@ -35,9 +35,9 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.kernels import Loops
 from embstore.kernels.reference import quotient
-from embstore.quantize import Slot
+from embstore.quantize import TensorSpec
 from embstore.schemes.base import MAX_IDS, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
-from embstore.schemes.partitions import Search
+from embstore.schemes.parts.partitions import Search
 
 cpu_path = Loops("cpu.path")
 
@@ -176,15 +176,15 @@ class PathBased(Scheme):
         )
 
     @classmethod
-    def layout(cls, config: PathConfig) -> dict[str, Slot]:
+    def layout(cls, config: PathConfig) -> dict[str, TensorSpec]:
         """The shared rows, and every network's layers."""
         num_networks, num_hidden, dim = config.num_networks, config.hidden_dim, config.embedding_dim
         return {
-            "weight": Slot((config.num_buckets, config.width), rows=True),
-            "hidden": Slot((num_networks, config.width, num_hidden)),
-            "hidden_bias": Slot((num_networks, num_hidden)),
-            "output": Slot((num_networks, num_hidden, dim)),
-            "output_bias": Slot((num_networks, dim)),
+            "weight": TensorSpec((config.num_buckets, config.width), rows=True),
+            "hidden": TensorSpec((num_networks, config.width, num_hidden)),
+            "hidden_bias": TensorSpec((num_networks, num_hidden)),
+            "output": TensorSpec((num_networks, num_hidden, dim)),
+            "output_bias": TensorSpec((num_networks, dim)),
         }
 
     @classmethod

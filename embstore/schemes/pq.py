@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from embstore.errors import ConfigError, DataError, VerificationFailed
 from embstore.kernels import Loops
-from embstore.quantize import Slot
+from embstore.quantize import TensorSpec
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
 
 # Shapes: N ids, B of them in a batch, D embedding_dim, M parts, W = D / M columns of a part, S stages, K codes,
@@ -150,13 +150,13 @@ class PQ(Scheme):
             cuda_pq.gather_codes(codebooks, codes, ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: PQConfig) -> dict[str, Slot]:
+    def layout(cls, config: PQConfig) -> dict[str, TensorSpec]:
         """Codes, codebooks, the rotation."""
         dim = config.embedding_dim
         return {
-            "codes": Slot((config.num_embeddings, config.num_columns), "uint8"),
-            "codebooks": Slot((config.num_columns * config.num_codes, dim // config.num_parts), rows=True),
-            **({"rotation": Slot((dim, dim))} if config.rotation else {}),
+            "codes": TensorSpec((config.num_embeddings, config.num_columns), "uint8"),
+            "codebooks": TensorSpec((config.num_columns * config.num_codes, dim // config.num_parts), rows=True),
+            **({"rotation": TensorSpec((dim, dim))} if config.rotation else {}),
         }
 
     @classmethod
@@ -194,7 +194,7 @@ class PQ(Scheme):
         SchemeConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         config = _largest(num_embeddings, embedding_dim, num_bytes, num_parts, num_codes, num_stages, rotation)
         if end_to_end:
-            from embstore.schemes.pq_learner import CodeLearner
+            from embstore.schemes.parts.pq_learner import CodeLearner
 
             return cast(Self, CodeLearner(config, frequencies=frequencies, commitment=commitment, **options))
         if commitment is not None:

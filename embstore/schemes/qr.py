@@ -42,9 +42,9 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.kernels import Loops
 from embstore.kernels.reference import quotient
-from embstore.quantize import Slot
+from embstore.quantize import TensorSpec
 from embstore.schemes.base import MAX_IDS, Progress, Rows, Scheme, SchemeConfig, Tensors, target_std
-from embstore.schemes.partitions import first_moduli, moduli
+from embstore.schemes.parts.partitions import first_moduli, moduli
 
 cpu_gather, cpu_qr = Loops("cpu.gather"), Loops("cpu.qr")
 
@@ -166,9 +166,9 @@ class QR(Scheme):
         cuda_qr.gather_partitions(*how, tensors["weight"], config.moduli, ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: QRConfig) -> dict[str, Slot]:
+    def layout(cls, config: QRConfig) -> dict[str, TensorSpec]:
         """The partitions' tables, one below the other."""
-        return {"weight": Slot((sum(config.moduli), config.width), rows=True)}
+        return {"weight": TensorSpec((sum(config.moduli), config.width), rows=True)}
 
     @classmethod
     def from_budget(

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.hashing import MASK64, MAX_BUCKETS, bucket_torch, mix64, mix64_torch, seed_offset
 from embstore.kernels import Loops
-from embstore.quantize import Slot
+from embstore.quantize import TensorSpec
 from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
 
 cpu_memory = Loops("cpu.memory")
@@ -161,9 +161,9 @@ class ROBE(Scheme):
         cuda_memory.gather_blocks(tensors["memory"], ids_B, *how, out_BD)
 
     @classmethod
-    def layout(cls, config: ROBEConfig) -> dict[str, Slot]:
+    def layout(cls, config: ROBEConfig) -> dict[str, TensorSpec]:
         """One array."""
-        return {"memory": Slot((config.memory_size,))}
+        return {"memory": TensorSpec((config.memory_size,))}
 
     @classmethod
     def from_budget(

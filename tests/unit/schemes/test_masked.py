@@ -21,7 +21,7 @@ from embstore.errors import ConfigError, DataError, IdOutOfRange
 from embstore.fitting import weighted_relative_error
 from embstore.kernels.cpu import masked as cpu_masked
 from embstore.schemes import Masked
-from embstore.schemes.masked_learner import MaskLearner, allowed_widths
+from embstore.schemes.parts.masked_learner import MaskLearner, allowed_widths
 
 N, D = 60, 19
 

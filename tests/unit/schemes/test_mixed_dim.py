@@ -17,7 +17,7 @@ from support.scheme_cases import same, same_bits, served
 from embstore.errors import ConfigError, DataError, IdOutOfRange
 from embstore.fitting import weighted_relative_error
 from embstore.schemes import MixedDim
-from embstore.schemes.widths import Blocks, best_widths, equal_blocks, power_law
+from embstore.schemes.parts.widths import Blocks, best_widths, equal_blocks, power_law
 
 
 def stored(sizes: tuple[int, ...], widths: tuple[int, ...], dim: int) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from embstore.errors import ConfigError
 from embstore.schemes import QR, Full
-from embstore.schemes.partitions import first_moduli, moduli
+from embstore.schemes.parts.partitions import first_moduli, moduli
 from embstore.schemes.qr import OPS, PARTITIONS, QRConfig, indices
 
 every_op = pytest.mark.parametrize("op", OPS)

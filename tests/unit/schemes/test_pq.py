@@ -23,7 +23,7 @@ from embstore.fitting import weighted_relative_error
 from embstore.fitting.product import balanced_axes, product_codes
 from embstore.kernels.cpu import pq as cpu_pq
 from embstore.schemes import PQ
-from embstore.schemes.pq_learner import CodeLearner
+from embstore.schemes.parts.pq_learner import CodeLearner
 
 N, D = 300, 16
 

@@ -32,9 +32,9 @@ from torch import Tensor, nn
 
 from embstore.errors import ConfigError
 from embstore.schemes.base import Scheme, SchemeConfig, normal, target_std
-from embstore.schemes.popularity import checked_frequencies
+from embstore.schemes.parts.popularity import checked_frequencies
+from embstore.schemes.parts.straight_through import straight_through
 from embstore.schemes.pq import PQ, PQConfig, decode, initial_codebooks, nearest_codes
-from embstore.schemes.straight_through import straight_through
 
 COMMITMENT = 0.25
 ITERATIONS = 10

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError, DataError
 from embstore.schemes.base import Scheme, SchemeConfig, target_std
 from embstore.schemes.masked import Masked, MaskedConfig, cut, merged
-from embstore.schemes.widths import block_of
+from embstore.schemes.parts.widths import block_of
 
 PRIOR_SPREAD = 0.25
 """How far the starting widths spread, on the scale of their logarithm: a width may first move by about a quarter."""
