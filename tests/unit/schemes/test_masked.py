@@ -21,19 +21,19 @@ from embstore.errors import ConfigError, DataError, IdOutOfRange
 from embstore.fitting import weighted_relative_error
 from embstore.kernels.cpu import masked as cpu_masked
 from embstore.schemes import Masked
-from embstore.schemes.parts.masked_learner import MaskLearner, allowed_widths
+from embstore.schemes.parts.masked_learner import MaskedLearner, allowed_widths
 
 N, D = 60, 19
 
 
-def learner(num_bytes: int = 4 * 60 * 8, **options: Any) -> MaskLearner:
+def learner(num_bytes: int = 4 * 60 * 8, **options: Any) -> MaskedLearner:
     """A module that learns widths of 60 ids x 19."""
     module = Masked.from_budget(N, D, num_bytes, **({"num_blocks": 5} | options))
-    assert isinstance(module, MaskLearner)
+    assert isinstance(module, MaskedLearner)
     return module
 
 
-def disturbed(module: MaskLearner, seed: int, size: float = 2.0) -> MaskLearner:
+def disturbed(module: MaskedLearner, seed: int, size: float = 2.0) -> MaskedLearner:
     """The module with networks as if trained: any widths at all."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -23,7 +23,7 @@ from embstore.fitting import weighted_relative_error
 from embstore.fitting.product import balanced_axes, product_codes
 from embstore.kernels.cpu import pq as cpu_pq
 from embstore.schemes import PQ
-from embstore.schemes.parts.pq_learner import CodeLearner
+from embstore.schemes.parts.pq_learner import PQLearner
 
 N, D = 300, 16
 
@@ -445,11 +445,11 @@ def test_codes_stay_and_codewords_learn() -> None:
     assert list(module.networks()) == []
 
 
-def learner(num_codes: int = 8, **options: Any) -> CodeLearner:
+def learner(num_codes: int = 8, **options: Any) -> PQLearner:
     """A module that learns its codes, of rows as if trained for an epoch."""
     given: dict[str, Any] = {"num_parts": 4, "num_codes": num_codes, "generator": torch.Generator().manual_seed(0)}
     module = PQ.from_budget(N, D, 10**6, **(given | options))
-    assert isinstance(module, CodeLearner)
+    assert isinstance(module, PQLearner)
     with torch.no_grad():
         module.weight.copy_(clustered())
     return module
