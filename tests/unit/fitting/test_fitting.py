@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fits import weighted_relative_error
 from torch import Tensor, nn
 
 from embstore.errors import ConfigError, DataError
@@ -22,7 +23,6 @@ from embstore.fitting import (
     rank_one_per_bucket,
     weighted_bucket_means,
     weighted_kmeans,
-    weighted_relative_error,
     weighted_svd,
 )
 
@@ -51,21 +51,6 @@ def any_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Vectors read at once, and a few rows at a time."""
     if request.param == "small chunks":
         monkeypatch.setattr(fitting_checks, "CHUNK_ELEMENTS", 100)
-
-
-# ---- relative error --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("any_chunks")
-def test_relative_error_is_its_formula() -> None:
-    """sqrt(sum w |x - y|^2 / sum w |x|^2), in float64."""
-    x_ND, y_ND, w_N = torch.randn(90, 7), torch.randn(90, 7), torch.rand(90)
-    expected = (weighted_error(x_ND, y_ND, w_N) / weighted_error(x_ND, torch.zeros(90, 7), w_N)) ** 0.5
-    assert weighted_relative_error(x_ND, y_ND, w_N) == pytest.approx(expected, rel=1e-12)
-    assert weighted_relative_error(x_ND, x_ND, w_N) == 0
-    assert weighted_relative_error(x_ND, torch.zeros(90, 7)) == 1
-    assert weighted_relative_error(torch.zeros(3, 2), torch.zeros(3, 2)) == 0
-    assert weighted_relative_error(torch.zeros(3, 2), torch.ones(3, 2)) == float("inf")
 
 
 # ---- truncated SVD ---------------------------------------------------------------------------------------------------
@@ -388,7 +373,6 @@ FITS: dict[str, Callable[[Tensor, Tensor | None], object]] = {
     "rank one": lambda x, w: rank_one_per_bucket(x, torch.zeros(len(x), dtype=torch.int64), 1, weights_N=w),
     "means": lambda x, w: weighted_bucket_means(x, torch.zeros(len(x), dtype=torch.int64), 1, w),
     "distill": lambda x, w: distill(Shared(2, 3), x, weights_N=w, steps=1),
-    "error": lambda x, w: weighted_relative_error(x, x, w),
 }
 
 

@@ -11,31 +11,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.scheme_cases import looked_up, same_bits, served
+from support.fits import weighted_relative_error
+from support.integer_hashing import paper_bucket
+from support.scheme_cases import all_paths, same_bits
 from torch import Tensor
 
 from embstore.errors import ConfigError, DataError
-from embstore.fitting import weighted_relative_error
 from embstore.fitting.sums import best_factors, best_rows
-from embstore.hashing import GAMMA, MAX_BUCKETS
+from embstore.hashing import MAX_BUCKETS
 from embstore.schemes import DoubleHash, Hash, MEMRec
 
 N, D, M = 53, 12, 7
 HUGE = [0, 1, 2**24 - 1, 2**24, 2**24 + 1, 2**31 - 1, 2**31, 2**31 + 1, 2**33, 2**40, 2**53 + 1, 2**62 - 1]
-
-
-def paper_bucket(key: int, num_buckets: int, seed: int) -> int:
-    """The hash's high half into range, in integers without limits."""
-    z = (key + (seed + 1) * GAMMA) % (1 << 64)
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % (1 << 64)
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % (1 << 64)
-    return ((z ^ (z >> 31)) >> 32) * num_buckets >> 32
-
-
-def all_paths(module: Any, ids: list[int]) -> list[Tensor]:
-    """The vectors of ids by forward, by the torch lookup and by the compiled one."""
-    tensor = torch.tensor(ids)
-    return [module(tensor).detach(), looked_up(module, tensor), served(module, tensor)]
 
 
 def filled(module: Any) -> Any:

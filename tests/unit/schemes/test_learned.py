@@ -14,13 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.fits import weighted_relative_error
 from support.scheme_cases import looked_up, same_bits, served, stored_tensors
 from torch import Tensor
 
 from embstore import open_store, table
 from embstore.common.progress import Silent
 from embstore.errors import ConfigError, DataError, VerificationFailed
-from embstore.fitting import weighted_relative_error
 from embstore.fitting.clusters import many_clusters, share_out
 from embstore.hashing import bucket
 from embstore.kernels.cpu import split as cpu_split

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.fits import weighted_relative_error
 from support.scheme_cases import same_bits, served
 
 from embstore.errors import ConfigError, DataError, IdOutOfRange
-from embstore.fitting import weighted_relative_error
 from embstore.kernels.cpu import project as cpu_project
 from embstore.schemes import LowRank
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fits import weighted_relative_error
 from support.scheme_cases import same, same_bits, served
 
 from embstore import open_store
 from embstore.errors import ConfigError, DataError, IdOutOfRange
-from embstore.fitting import weighted_relative_error
 from embstore.kernels.cpu import masked as cpu_masked
 from embstore.schemes import Masked
 from embstore.schemes.parts.masked_learner import MaskedLearner, allowed_widths

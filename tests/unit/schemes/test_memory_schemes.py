@@ -12,11 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.scheme_cases import looked_up, same_bits, served
+from support.fits import least_squares_of_memory, weighted_relative_error
+from support.integer_hashing import WORD, mix
+from support.scheme_cases import all_paths, same_bits
 from torch import Tensor
 
 from embstore.errors import ConfigError, DataError
-from embstore.fitting import weighted_relative_error
 from embstore.fitting.slots import weighted_slot_means
 from embstore.hashing import MAX_BUCKETS
 from embstore.schemes import LMA, ROBE, lma, robe
@@ -24,22 +25,7 @@ from embstore.schemes.lma import LMAConfig, signatures_from_histories, signature
 from embstore.schemes.robe import ROBEConfig
 from embstore.train.optimizer import RowwiseAdagrad
 
-WORD = 1 << 64
 HUGE = [0, 1, 2**24 + 1, 2**31 - 1, 2**31, 2**33 + 5, 2**40, 2**53 + 1, 2**62 - 1]
-
-
-def mix(key: int, seed: int) -> int:
-    """The 64-bit mixer in integers without limits."""
-    z = (key + (seed + 1) * 0x9E3779B97F4A7C15) % WORD
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % WORD
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % WORD
-    return z ^ (z >> 31)
-
-
-def all_paths(module: Any, ids: list[int]) -> list[Tensor]:
-    """The vectors of ids by forward, by the torch lookup and by the compiled one."""
-    tensor = torch.tensor(ids)
-    return [module(tensor).detach(), looked_up(module, tensor), served(module, tensor)]
 
 
 # ---- robe: the index function -----------------------------------------------------------------------------------
@@ -364,19 +350,6 @@ def test_lma_budget_pays_for_signatures_first() -> None:
 # ---- fits -------------------------------------------------------------------------------------------------------
 
 
-def least_squares(module: Any, vectors_ND: Tensor, weights_N: Tensor) -> Tensor:
-    """The best memory's vectors, by a general solver on the matrix of which number reads what."""
-    size = module.config.memory_size
-    columns = []
-    for place in range(size):
-        module.memory.data = torch.eye(size)[place]
-        columns.append(module(torch.arange(len(vectors_ND))).detach().double().flatten())
-    matrix = torch.stack(columns, dim=1)
-    root = weights_N.double().sqrt()[:, None].expand_as(vectors_ND).flatten()
-    solved = torch.linalg.lstsq(matrix * root[:, None], vectors_ND.double().flatten() * root, driver="gelsd").solution
-    return (matrix @ solved).reshape(vectors_ND.shape)
-
-
 @pytest.mark.parametrize("cls", [ROBE, LMA])
 def test_a_fit_is_the_least_squares_optimum(cls: Any) -> None:
     """No memory gives a smaller weighted error for these places: a general solver finds the same vectors."""
@@ -385,7 +358,7 @@ def test_a_fit_is_the_least_squares_optimum(cls: Any) -> None:
     fitted = cls.fit(vectors_ND, 4 * 40 + (8 * 30 if cls is LMA else 0), weights_N=weights_N, **options)
     assert fitted.config.memory_size == 40
     found = fitted(torch.arange(30)).detach().double()
-    torch.testing.assert_close(found, least_squares(fitted, vectors_ND, weights_N), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, least_squares_of_memory(fitted, vectors_ND, weights_N), rtol=1e-4, atol=1e-5)
 
 
 def test_slot_means_say_what_they_explain() -> None:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fits import weighted_relative_error
 from support.scheme_cases import same, same_bits, served
 
 from embstore.errors import ConfigError, DataError, IdOutOfRange
-from embstore.fitting import weighted_relative_error
 from embstore.schemes import MixedDim
 from embstore.schemes.parts.widths import Blocks, best_widths, equal_blocks, power_law
 

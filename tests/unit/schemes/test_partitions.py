@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from support.scheme_cases import looked_up, same_bits, served
+from support.scheme_cases import all_paths, same_bits
 from torch import Tensor, nn
 
 from embstore.errors import ConfigError
@@ -33,11 +33,6 @@ def filled(n: int, d: int, **options: Any) -> QR:
     with torch.no_grad():
         module.weight.uniform_(-1, 1)
     return module
-
-
-def all_paths(module: QR, ids: Tensor) -> list[Tensor]:
-    """Vectors by forward, by the torch lookup and by the compiled one."""
-    return [module(ids).detach(), looked_up(module, ids), served(module, ids)]
 
 
 def buckets(config: QRConfig, x: int) -> list[int]:

@@ -14,12 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.fits import weighted_relative_error
 from support.scheme_cases import looked_up, same, same_bits, served
 from torch import Tensor
 
 from embstore import open_store
 from embstore.errors import ConfigError, DataError, VerificationFailed
-from embstore.fitting import weighted_relative_error
 from embstore.fitting.product import balanced_axes, product_codes
 from embstore.kernels.cpu import pq as cpu_pq
 from embstore.schemes import PQ
