@@ -34,7 +34,7 @@ FITS: dict[str, Callable[[Tensor, Tensor | None], object]] = {
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.usefixtures("any_chunks")
 def test_vectors_that_are_not_finite_are_refused(fit: str, bad: float) -> None:
-    """The first such row is named."""
+    """DataError names the first row that holds NaN or infinity."""
     vectors_ND = torch.randn(200, 3)
     vectors_ND[[123, 150], 1] = bad
     with pytest.raises(DataError, match="NaN or infinity, first in row 123"):
@@ -53,7 +53,7 @@ def test_vectors_that_are_not_finite_are_refused(fit: str, bad: float) -> None:
     ],
 )
 def test_weights_that_cannot_be_are_refused(fit: str, weights: Tensor, says: str) -> None:
-    """Length, sign, NaN, nothing but zeros: each with its numbers."""
+    """Weights of a wrong length, below 0, NaN or all 0 are named with their numbers."""
     with pytest.raises(DataError, match=says):
         FITS[fit](torch.randn(20, 3), weights)
 

@@ -64,7 +64,7 @@ def test_svd_factors_are_well_conditioned() -> None:
 
 @pytest.mark.parametrize("rank", [0, 5])
 def test_svd_refuses_a_rank_that_cannot_be(rank: int) -> None:
-    """The message holds the bounds and the rank."""
+    """The message of a refused rank holds the bounds and the rank."""
     with pytest.raises(ConfigError, match=rf"at most the 4 dimensions of the vectors, got {rank}"):
         weighted_svd(torch.randn(9, 4), rank)
 
@@ -145,7 +145,7 @@ def test_extreme_vectors_stay_finite(scale: float) -> None:
     ],
 )
 def test_wrong_buckets_are_refused(bucket: Tensor, says: str) -> None:
-    """One int64 per vector, in range."""
+    """DataError unless buckets are one int64 per vector, in range."""
     for fit in (rank_one_per_bucket, weighted_bucket_means):
         with pytest.raises(DataError, match=says):
             fit(torch.randn(9, 2), bucket, 3)

@@ -77,7 +77,7 @@ def test_double_hash_is_its_formula(seed: int, op: str, shared: bool, num_weight
 @pytest.mark.parametrize("op", ["sum", "concat"])
 @pytest.mark.parametrize("seed", [0, 7])
 def test_one_hash_is_the_hashing_trick(seed: int, op: str) -> None:
-    """k = 1 reads what `hash` reads with that seed."""
+    """With k = 1 an id reads what `hash` reads with that seed."""
     plain = Hash(N, D, num_buckets=M, seed=seed)
     module = DoubleHash(N, D, num_buckets=M, num_hashes=1, seed=seed, op=op)
     module.load_state_dict(plain.state_dict())
@@ -127,7 +127,7 @@ def test_rows_that_meet_do_not_widen_the_start(shared: bool, num_buckets: int) -
 
 
 def test_bytes_are_the_formula_of_the_docstring() -> None:
-    """4 m W (k) + 4 K k."""
+    """A table takes 4 m W (k) + 4 K k bytes."""
     for options, num_bytes in [
         ({}, 4 * M * D),
         ({"op": "concat"}, 4 * M * D // 2),

@@ -111,7 +111,7 @@ def test_ids_that_never_occur_are_clustered_too() -> None:
     "vectors", [torch.rand(9, 3), torch.rand(10), torch.full((10, 2), torch.nan), np.ones((10, 0))]
 )
 def test_vectors_that_cannot_teach_are_refused(vectors: Any) -> None:
-    """One finite vector for each id, or DataError."""
+    """DataError where there is not one finite vector for each id."""
     with pytest.raises(DataError, match="vectors"):
         LearnedHash(10, D, num_buckets=4).learn_map(vectors)
 

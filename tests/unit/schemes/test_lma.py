@@ -43,7 +43,7 @@ PAIRS = st.lists(st.tuples(st.integers(0, 5), st.sampled_from([-1, 0, 1, 7, 2**4
 @settings(max_examples=30)
 @given(pairs=PAIRS, seed=st.sampled_from([0, 3, 2**63 - 1]))
 def test_signatures_are_the_minhashes(pairs: list[tuple[int, int]], seed: int) -> None:
-    """By hand for any history, in any order, with repetitions."""
+    """Signatures are the minhashes worked out by hand, for any history, in any order, with repetitions."""
     found = signatures_from_histories(6, np.array(pairs, np.int64).reshape(-1, 2), seed)
     expected = [signature_by_hand({c for i, c in pairs if i == id_}, id_, seed) for id_ in range(6)]
     assert [int(word) % WORD for word in found] == expected
@@ -52,7 +52,7 @@ def test_signatures_are_the_minhashes(pairs: list[tuple[int, int]], seed: int) -
 
 
 def test_signatures_and_places_are_the_committed_ones() -> None:
-    """Both hashes are part of the file format."""
+    """Signatures and places are part of the file format."""
     config = LMAConfig(num_embeddings=4, embedding_dim=4, memory_size=1000, keys_per_dim=3, seed=7)
     masks, offsets = lma.addressing(config)
     assert [int(m) % WORD for m in masks] == [0xF00FF0, 0xF00000000F00F000, 0xF000000F00F0000, 0xF000000000FF]
@@ -141,7 +141,7 @@ def test_lma_without_histories_shares_by_chance() -> None:
     [(64, 1, 1), (64, 512, 1), (64, 513, 2), (64, 8192, 2), (64, 8193, 3), (1, MAX_BUCKETS, 8)],
 )
 def test_lma_takes_as_many_keys_as_fill_the_memory(d: int, memory_size: int, keys: int) -> None:
-    """The smallest k with 16 ** k D >= 2 M; a given one is kept."""
+    """keys_per_dim is the smallest k with 16 ** k D >= 2 M; a given one is kept."""
     assert LMAConfig(num_embeddings=9, embedding_dim=d, memory_size=memory_size).keys_per_dim == keys
     assert LMAConfig(num_embeddings=9, embedding_dim=d, memory_size=memory_size, keys_per_dim=5).keys_per_dim == 5
 
@@ -156,7 +156,7 @@ def test_lma_takes_as_many_keys_as_fill_the_memory(d: int, memory_size: int, key
     ],
 )
 def test_histories_that_are_none_are_refused(histories: Any, named: str) -> None:
-    """DataError names what is wrong and where."""
+    """DataError names what is wrong with the histories and where."""
     with pytest.raises(DataError, match=named):
         LMA(10, 4, memory_size=8, histories=histories)
 

@@ -90,7 +90,7 @@ def test_rows_that_meet_do_not_widen_the_start() -> None:
 
 
 def test_bytes_are_the_formula_of_the_docstring() -> None:
-    """4 m D + 4 K."""
+    """A table takes 4 m D + 4 K bytes."""
     assert MEMRec(N, D, num_buckets=M, num_weights=10).num_bytes() == 4 * M * D + 40
 
 

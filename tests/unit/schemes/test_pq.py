@@ -76,7 +76,7 @@ def test_a_rotated_vector_is_rotated_alone_or_in_a_crowd(num_parts: int, width: 
 @pytest.mark.parametrize("rotation", [False, True])
 @pytest.mark.parametrize("num_stages", [1, 2])
 def test_packed_codebooks_are_read_as_torch_reads_them(dtype: str, rotation: bool, num_stages: int) -> None:
-    """Codewords of any storage, in batches of either kind."""
+    """Codewords of any storage are decoded as torch decodes them, in small batches and large ones."""
     sizes = {"num_parts": 3, "num_codes": 20, "num_stages": num_stages, "rotation": rotation}
     module = filled(PQ(90, 36, **sizes))
     for ids in (torch.arange(90), torch.tensor([89, 0, 7])):
@@ -85,7 +85,7 @@ def test_packed_codebooks_are_read_as_torch_reads_them(dtype: str, rotation: boo
 
 
 def test_negative_ids_keep_their_rows_in_every_kind_of_batch() -> None:
-    """Plain, rotated in a small batch, rotated in a large one."""
+    """Rows of negative ids stay as they are: without rotation, rotated in a small batch and in a large one."""
     module = filled(PQ(50, 8, num_parts=2, num_codes=4, rotation=True))
     codes, books = module.codes.numpy(), module.codebooks.detach().numpy()
     rotation = module.rotation.detach().numpy()
@@ -127,7 +127,7 @@ def test_codes_past_2_to_31_are_reached(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("num_stages", "rotation"), [(1, False), (3, False), (1, True), (2, True)])
 def test_bytes_are_the_formula_of_the_docstring(num_stages: int, rotation: bool) -> None:
-    """n S M + 4 S K D (+ 4 D^2)."""
+    """A table takes n S M + 4 S K D (+ 4 D^2) bytes."""
     module = PQ(N, D, num_parts=4, num_codes=50, num_stages=num_stages, rotation=rotation)
     assert module.num_bytes() == N * num_stages * 4 + 4 * num_stages * 50 * D + (4 * D * D if rotation else 0)
 
@@ -166,7 +166,7 @@ def test_a_budget_buys_the_most_bits(n: int, dim: int, num_stages: int, rotation
 
 
 def test_a_budget_says_the_ceiling() -> None:
-    """A byte an id and part is the least that codes take: 4 D / M."""
+    """The error names the ceiling 4 D / M: a byte an id and part is the least that codes take."""
     with torch.device("meta"):
         message = r"each id keeps 1 byte of codes; its ratio stays below 256$"
         with pytest.raises(ConfigError, match=message):
@@ -178,7 +178,7 @@ def test_a_budget_says_the_ceiling() -> None:
 
 
 def test_sizes_that_are_given_stay() -> None:
-    """num_parts or num_codes or both: the budget decides the rest."""
+    """num_parts, num_codes or both are kept where given; the budget decides the rest."""
     with torch.device("meta"):
         assert PQ.from_budget(10**5, 64, 10**6, num_parts=4).config.num_codes == 256
         config = PQ.from_budget(10**5, 64, 10**6, num_codes=16).config
@@ -201,7 +201,7 @@ def test_sizes_that_are_given_stay() -> None:
     ],
 )
 def test_a_parameter_that_means_nothing_is_refused(wrong: dict[str, Any], named: str) -> None:
-    """ConfigError names it, and what it may be; from a budget too."""
+    """ConfigError names the parameter and what it may be, from a budget too."""
     with pytest.raises(ConfigError, match=named):
         PQ(N, D, **wrong)
     with pytest.raises(ConfigError, match=named):

@@ -140,7 +140,7 @@ def test_stages_quantise_what_is_left() -> None:
 
 
 def test_a_fit_is_the_generators() -> None:
-    """The same seed, the same bits."""
+    """Two fits with one seed give the same bits."""
     vectors = clustered()
     options: dict[str, Any] = {"num_stages": 2, "rotation": True}
     first, again = (fitted(vectors, 4, 8, **options) for _ in range(2))
@@ -149,7 +149,7 @@ def test_a_fit_is_the_generators() -> None:
 
 
 def test_progress_is_told() -> None:
-    """A step a part."""
+    """Progress is told after each part."""
     told: list[tuple[str, int, int]] = []
     fitted(clustered(), 4, 8, progress=lambda *step: told.append(step))
     assert told == [("codebooks", part, 4) for part in (1, 2, 3, 4)]
@@ -177,7 +177,7 @@ def test_weights_and_sizes_that_do_not_fit_are_refused() -> None:
 
 
 def test_vectors_of_one_value_are_fitted() -> None:
-    """Nothing varies: the error is 0, with a rotation too."""
+    """Vectors that are all alike are fitted without error, with a rotation too."""
     vectors = torch.full((60, 8), 2.5)
     assert same_bits(decoded(fitted(vectors, 2, 4)), vectors)
     torch.testing.assert_close(decoded(fitted(vectors, 2, 4, rotation=True, num_stages=2)), vectors)

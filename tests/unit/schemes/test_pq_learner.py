@@ -198,7 +198,7 @@ def test_a_learner_without_numbers_has_its_sizes() -> None:
 
 
 def test_a_learner_is_copied_and_published(tmp_path: Path) -> None:
-    """Between two steps of training too."""
+    """A learner can be copied and published between two steps of training too."""
     import copy
 
     module = learner()
