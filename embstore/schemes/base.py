@@ -64,6 +64,17 @@ class SchemeConfig:
             bounds = f"at least {at_least}" + (f" and at most {at_most}" if at_most is not None else "")
             raise ConfigError(f"{name} must be {bounds}, got {value}")
 
+    def require_bool(self, *names: str) -> None:
+        """ConfigError unless these fields are true or false."""
+        for name in names:
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+
+    def require_one_of(self, name: str, choices: Iterable[str]) -> None:
+        """ConfigError unless field `name` is one of the choices."""
+        if getattr(self, name) not in choices:
+            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+
     def parameters(self) -> dict[str, Any]:
         """The fields beyond the two sizes every scheme has: what a manifest calls `parameters`."""
         values = asdict(self)

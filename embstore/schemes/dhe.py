@@ -92,9 +92,8 @@ class DHEConfig(SchemeConfig):
         for width in self.hidden:
             if not isinstance(width, int) or isinstance(width, bool) or not 1 <= width <= MAX_WIDTH:
                 raise ConfigError(f"hidden widths must be whole numbers from 1 to {MAX_WIDTH}, got {width!r}")
-        for name, known in (("activation", ACTIVATIONS), ("encoding", ENCODINGS)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        self.require_one_of("activation", ACTIVATIONS)
+        self.require_one_of("encoding", ENCODINGS)
         if self.encoding == "gaussian" and self.num_hashes % 2:
             raise ConfigError(
                 f"a gaussian encoding takes hashes in pairs: num_hashes must be even, got {self.num_hashes}"

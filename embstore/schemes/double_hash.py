@@ -59,10 +59,8 @@ class DoubleHashConfig(SchemeConfig):
         self.require("seed", at_least=0, at_most=(1 << 63) - 1)
         if self.num_weights is not None:
             self.require("num_weights", at_least=1)
-        if not isinstance(self.shared_table, bool):
-            raise ConfigError(f"shared_table must be true or false, got {self.shared_table!r}")
-        if self.op not in OPS:
-            raise ConfigError(f"op must be one of {', '.join(OPS)}, got {self.op!r}")
+        self.require_bool("shared_table")
+        self.require_one_of("op", OPS)
         if self.op == "concat" and self.embedding_dim % self.num_hashes:
             raise ConfigError(
                 f"op 'concat' cuts a vector into {self.num_hashes} equal parts: embedding_dim must be a multiple of "

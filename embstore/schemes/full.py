@@ -25,13 +25,7 @@ class Full(Scheme):
 
     name = "full"
     Config = SchemeConfig
-    facts = Facts(
-        vector="its row",
-        stored="4 n D",
-        reads="4 D",
-        ceiling="1",
-        unseen="its row, as it started",
-    )
+    facts = Facts(vector="its row", stored="4 n D", reads="4 D", ceiling="1", unseen="its row, as it started")
 
     def start(self, std: float, generator: torch.Generator | None) -> None:
         self.weight = normal((self.num_embeddings, self.embedding_dim), std, generator=generator)

@@ -44,13 +44,7 @@ class Hash(Scheme):
     name = "hash"
     Config = HashConfig
     by_rank = True
-    facts = Facts(
-        vector="a shared row",
-        stored="4 m D",
-        reads="4 D",
-        ceiling="none",
-        unseen="shares a trained row",
-    )
+    facts = Facts(vector="a shared row", stored="4 m D", reads="4 D", ceiling="none", unseen="shares a trained row")
     config: HashConfig
 
     def start(self, std: float, generator: torch.Generator | None) -> None:

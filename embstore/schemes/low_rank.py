@@ -42,8 +42,7 @@ class LowRankConfig(SchemeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("rank", at_least=1, at_most=self.embedding_dim)
-        if not isinstance(self.offset, bool):
-            raise ConfigError(f"offset must be true or false, got {self.offset!r}")
+        self.require_bool("offset")
 
 
 class LowRank(Scheme):

@@ -40,9 +40,7 @@ class MEmComConfig(SchemeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("num_buckets", at_least=1)
-        for name in ("bias", "offset"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        self.require_bool("bias", "offset")
 
 
 class MEmCom(Scheme):

@@ -78,9 +78,8 @@ class QRConfig(SchemeConfig):
         self.require("num_buckets", at_least=1, at_most=MAX_IDS)
         self.require("num_partitions", at_least=2, at_most=MAX_PARTITIONS)
         self.require("threshold", at_least=0)
-        for name, choices in (("op", OPS), ("partition", PARTITIONS)):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        self.require_one_of("op", OPS)
+        self.require_one_of("partition", PARTITIONS)
         if self.op == "concat" and self.embedding_dim % self.num_partitions:
             raise ConfigError(
                 f"op 'concat' needs an embedding_dim that num_partitions divides, "

@@ -82,8 +82,7 @@ class ROBEConfig(SchemeConfig):
         self.require("block_size", at_least=1, at_most=MAX_BUCKETS)
         self.require("table_index", at_least=0, at_most=MAX_SEED)
         self.require("seed", at_least=0, at_most=MAX_SEED)
-        if not isinstance(self.signs, bool):
-            raise ConfigError(f"signs must be true or false, got {self.signs!r}")
+        self.require_bool("signs")
         number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
         if not number or not float(FLOAT32.tiny) <= self.scale <= float(FLOAT32.max):
             raise ConfigError(f"scale must be a number above 0 that float32 holds, got {self.scale!r}")

@@ -47,8 +47,7 @@ class PQConfig(SchemeConfig):
                 f"num_parts must divide embedding_dim, {self.embedding_dim}, got {self.num_parts}: "
                 f"use one of {', '.join(str(part) for part in divisors(self.embedding_dim))}"
             )
-        if not isinstance(self.rotation, bool):
-            raise ConfigError(f"rotation must be true or false, got {self.rotation!r}")
+        self.require_bool("rotation")
 
     @property
     def num_columns(self) -> int:

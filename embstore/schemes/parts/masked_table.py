@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from embstore.errors import ConfigError
 from embstore.kernels import Loops
 from embstore.quantize import TensorSpec
 from embstore.schemes.base import Facts, Rows, Scheme, SchemeConfig, Tensors
@@ -39,8 +38,7 @@ class MaskedConfig(SchemeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_blocks(self)
-        if not isinstance(self.rotation, bool):
-            raise ConfigError(f"rotation must be true or false, got {self.rotation!r}")
+        self.require_bool("rotation")
 
     @cached_property
     def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
