@@ -28,7 +28,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt clients/python/pyproject.toml 
 	@echo "setup: installing embstore and everything else"
 	@$(PIP) --editable '.[dev]' --editable clients/python --editable clients/examples/ranker
 	@echo "setup: compiling kernels"
-	@$(BIN)/python -c 'import embstore.kernels.cpu.ids, embstore.kernels.cpu.pooling, embstore.kernels.cpu.hot, embstore.wire; embstore.wire.warm()'
+	@$(BIN)/python -m embstore.kernels.warm
 	@touch $@
 
 run: setup

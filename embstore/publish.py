@@ -20,7 +20,7 @@ from torch import nn
 from embstore.errors import ConfigError, Conflict, DataError, NotFound, VerificationFailed
 from embstore.ids import Dense, IdSpace, Keys, StringVocabulary, Vocabulary
 from embstore.parallel import num_cores
-from embstore.quantize import Slot, for_kernels, pack_tensors, packed_layout
+from embstore.quantize import TensorSpec, for_kernels, pack_tensors, packed_layout
 from embstore.schemes import scheme_class
 from embstore.schemes.base import Scheme, SchemeConfig
 from embstore.store.local import LATEST, FileStore, Release, StagedVersion, StoredVersion, check_label, check_name, now
@@ -236,7 +236,7 @@ def _tensors(publication: Publication) -> tuple[type[Scheme], SchemeConfig, dict
     return scheme, config, {name: _array(value, name, layout) for name, value in source.items()}
 
 
-def _array(value: Any, name: str, layout: Mapping[str, Slot]) -> NDArray[Any]:
+def _array(value: Any, name: str, layout: Mapping[str, TensorSpec]) -> NDArray[Any]:
     """A tensor as it is published: floats as float32, and codes, maps and packed rows in the scheme's own dtype."""
     if name not in layout or layout[name].dtype == "float32":
         return _float32(value, f"array {name!r}")
@@ -248,7 +248,7 @@ def _array(value: Any, name: str, layout: Mapping[str, Slot]) -> NDArray[Any]:
 
 
 def _packed(
-    tensors: Mapping[str, NDArray[Any]], layout: Mapping[str, Slot], dtype: str, what: str
+    tensors: Mapping[str, NDArray[Any]], layout: Mapping[str, TensorSpec], dtype: str, what: str
 ) -> dict[str, NDArray[Any]]:
     """The tensors with rows stored as `dtype`; VerificationFailed names a row that the dtype cannot hold."""
     try:
@@ -275,7 +275,7 @@ def _float32(value: Any, what: str) -> NDArray[np.float32]:
         return np.asarray(array, np.float32, order="C")
 
 
-def _check_layout(scheme: type[Scheme], layout: Mapping[str, Slot], tensors: Mapping[str, NDArray[Any]]) -> None:
+def _check_layout(scheme: type[Scheme], layout: Mapping[str, TensorSpec], tensors: Mapping[str, NDArray[Any]]) -> None:
     """DataError unless these are the scheme's arrays; kernels trust them and must not see others."""
     wanted = {name: slot.shape for name, slot in layout.items()}
     given = {name: array.shape for name, array in tensors.items()}

@@ -23,7 +23,7 @@ from embstore.errors import ConfigError, DataError, IdOutOfRange, VerificationFa
 from embstore.ids import PREFIX, IdSpace, Keys, id_space
 from embstore.parallel import in_parts
 from embstore.pooling import Bags, Pooling, pool
-from embstore.quantize import Slot, check_rows_finite, for_kernels, packed_layout, to_torch
+from embstore.quantize import TensorSpec, check_rows_finite, for_kernels, packed_layout, to_torch
 from embstore.schemes import scheme_class
 from embstore.schemes.base import Scheme, SchemeConfig, Tensors
 from embstore.store.manifest import Manifest
@@ -232,7 +232,7 @@ def make_table(
     """The table that a manifest and its arrays describe; VerificationFailed when they do not fit together."""
     what = f"table {manifest.table!r} version {manifest.version}"
     scheme, config, layout = described(manifest)
-    for name, slot in (layout | {DEFAULT_VECTOR: Slot((config.embedding_dim,))}).items():
+    for name, slot in (layout | {DEFAULT_VECTOR: TensorSpec((config.embedding_dim,))}).items():
         if name not in arrays:
             raise VerificationFailed(f"{what}: array {name!r} is missing")
         if arrays[name].shape != slot.shape or arrays[name].dtype != slot.numpy_dtype:
@@ -268,7 +268,7 @@ def make_table(
     )
 
 
-def described(manifest: Manifest) -> tuple[type[Scheme], SchemeConfig, dict[str, Slot]]:
+def described(manifest: Manifest) -> tuple[type[Scheme], SchemeConfig, dict[str, TensorSpec]]:
     """Scheme, config and layout of what a manifest describes; VerificationFailed when there is no such table."""
     try:
         scheme = scheme_class(manifest.scheme)
@@ -280,7 +280,7 @@ def described(manifest: Manifest) -> tuple[type[Scheme], SchemeConfig, dict[str,
         raise VerificationFailed(f"table {manifest.table!r} version {manifest.version}: {error}") from error
 
 
-def check_finite(arrays: Mapping[str, NDArray[Any]], what: str, layout: Mapping[str, Slot] | None = None) -> None:
+def check_finite(arrays: Mapping[str, NDArray[Any]], what: str, layout: Mapping[str, TensorSpec] | None = None) -> None:
     """VerificationFailed when an array holds NaN or infinity: such a vector must never be served.
 
     `layout` says which arrays hold rows that are not float32; without it only float arrays are looked at.

@@ -12,9 +12,10 @@ import structlog
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
-from embstore import __version__, wire
+from embstore import __version__
 from embstore.device import problem as device_problem
 from embstore.errors import ConfigError
+from embstore.kernels.warm import warm
 from embstore.parallel import num_cores
 from embstore.publish import open_store
 from embstore.table import Table
@@ -113,7 +114,7 @@ class _Parts:
 
     def prepare(self, table: Table, before: Table | None) -> None:
         """Make a version ready for its first request, in the thread that loads it."""
-        wire.warm()
+        warm()
         self.service.learn(table)
         mode = self.settings.cache
         if mode != "off" and table.ids.num_ids:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from embstore.bench.floor import bytes_read, lines_read, make_memory, products_made, runs_of
 from embstore.errors import ConfigError
 from embstore.parallel import in_parts, num_cores
-from embstore.quantize import Slot, for_kernels, pack, packed_layout, to_torch
+from embstore.quantize import TensorSpec, for_kernels, pack, packed_layout, to_torch
 from embstore.schemes import SCHEMES, scheme_class
 from embstore.schemes.base import Progress
 
@@ -152,7 +152,7 @@ def make_contender(
     return Contender(scheme, kind, dtype, config, arrays, tensors)
 
 
-def _filled(slot: Slot, config: Any, rng: np.random.Generator, device: str) -> torch.Tensor:
+def _filled(slot: TensorSpec, config: Any, rng: np.random.Generator, device: str) -> torch.Tensor:
     """A tensor of numbers that a slot may hold: its first rows again and again, from a cache line on."""
     block = to_torch(_block(slot, config, rng), slot.dtype).to(device)
     tensor = torch.empty(slot.shape, dtype=block.dtype, device=device)
@@ -168,7 +168,7 @@ def _array(tensor: torch.Tensor) -> NDArray[Any]:
     return for_kernels(tensor.numpy())
 
 
-def _block(slot: Slot, config: Any, rng: np.random.Generator) -> NDArray[Any]:
+def _block(slot: TensorSpec, config: Any, rng: np.random.Generator) -> NDArray[Any]:
     """Rows that a slot may hold, a million numbers or all of them: the values make no difference to speed."""
     row = int(np.prod(slot.shape[1:]))
     shape = (min(slot.shape[0], max(1, (1 << 20) // max(1, row))), *slot.shape[1:])

@@ -82,9 +82,8 @@ def make_table(
             return table
         if missing:
             raise ConfigError(f"{config.scheme} needs a size: ratio, budget or {missing[0]}")
-        taken = {key: value for key, value in known.items() if key in signature(scheme.__init__).parameters}
-        build: Any = scheme  # the base class does not say which options its subclasses take
-        table = build(num_embeddings, model.embedding_dim, **given, **taken)
+        taken = {key: value for key, value in known.items() if key in signature(scheme).parameters}
+        table = scheme(num_embeddings, model.embedding_dim, **given, **taken)
         table.num_bytes(config.dtype)
         return table
     except ConfigError as error:
@@ -96,7 +95,7 @@ def _check_options(scheme: type[Scheme], config: TableConfig, *, sized: bool) ->
 
     sized: the options themselves say the size, so those that divide up a budget are none.
     """
-    own, of_budget = options_of(scheme.__init__), options_of(scheme.from_budget)
+    own, of_budget = options_of(scheme, scheme), options_of(scheme, scheme.from_budget)
     for option in config.options:
         if option not in own and option not in of_budget:
             raise ConfigError(unknown_key("", option, ["scheme", "ratio", "budget", *(own | of_budget)]))

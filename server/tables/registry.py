@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import structlog
@@ -129,7 +128,6 @@ class Registry:
         return dict(self._status)
 
     def _watch(self) -> None:
-        import_module("embstore.kernels.cpu.pooling")  # compiled before readiness, not in the first pooled request
         while True:
             self._wake.clear()
             with self._looks:

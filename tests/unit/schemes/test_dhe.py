@@ -12,12 +12,12 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from support.fits import weighted_relative_error
 from support.scheme_cases import looked_up, same, same_bits, served
 from torch import Tensor, nn
 
 from embstore.common.progress import Silent
 from embstore.errors import ConfigError
-from embstore.fitting import weighted_relative_error
 from embstore.kernels.cpu import dhe as cpu_dhe
 from embstore.schemes import DHE, Full, dhe
 from embstore.schemes.dhe import DHEConfig

@@ -1,4 +1,4 @@
-"""Complementary partitions: no two ids share all buckets, budgets are searched exactly, fits are least squares."""
+"""qr: no two ids share all buckets, budgets are searched exactly, fits are least squares."""
 
 # Shapes: B ids in a batch, N num_embeddings, D embedding_dim, K partitions.
 
@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
-from support.scheme_cases import looked_up, same_bits, served
+from support.scheme_cases import all_paths, same_bits
 from torch import Tensor, nn
 
 from embstore.errors import ConfigError
 from embstore.schemes import QR, Full
-from embstore.schemes.partitions import first_moduli, moduli
+from embstore.schemes.parts.partitions import first_moduli, moduli
 from embstore.schemes.qr import OPS, PARTITIONS, QRConfig, indices
 
 every_op = pytest.mark.parametrize("op", OPS)
+
 every_partition = pytest.mark.parametrize("partition", PARTITIONS)
+
 HUGE = [0, 1, 2**24 - 1, 2**24, 2**24 + 1, 2**31 - 1, 2**31, 2**32 + 3, 2**40, 2**53 + 1, 2**62 - 1]
 
 
@@ -33,11 +33,6 @@ def filled(n: int, d: int, **options: Any) -> QR:
     with torch.no_grad():
         module.weight.uniform_(-1, 1)
     return module
-
-
-def all_paths(module: QR, ids: Tensor) -> list[Tensor]:
-    """Vectors by forward, by the torch lookup and by the compiled one."""
-    return [module(ids).detach(), looked_up(module, ids), served(module, ids)]
 
 
 def buckets(config: QRConfig, x: int) -> list[int]:
@@ -53,49 +48,6 @@ def parts(module: QR, x: int) -> list[NDArray[np.float32]]:
     config, weight = module.config, module.weight.detach().numpy()
     starts = accumulate(config.moduli[:-1], initial=0)
     return [weight[start + i] for start, i in zip(starts, buckets(config, x), strict=True)]
-
-
-# ---- which buckets ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("n", "first", "count", "coprime", "expected"),
-    [
-        (100, 10, 2, False, (10, 10)),
-        (101, 10, 2, False, (10, 11)),
-        (101, 130, 2, False, (130, 1)),
-        (1000, 10, 3, False, (10, 10, 10)),
-        (1001, 10, 3, False, (10, 11, 10)),
-        (2**62, 2**20, 4, False, (2**20, 2**14, 2**14, 2**14)),
-        (100, 10, 2, True, (10, 11)),
-        (90, 10, 2, True, (10, 9)),
-        (1000, 10, 3, True, (10, 11, 13)),
-        (7, 7, 3, True, (7, 1, 1)),
-        (1, 1, 2, True, (1, 1)),
-    ],
-)
-def test_moduli_share_out_what_is_left(
-    n: int, first: int, count: int, coprime: bool, expected: tuple[int, ...]
-) -> None:
-    """The first is given, each other one is the least that takes its even share; stored tables rely on it."""
-    assert moduli(n, first, count, coprime=coprime) == expected
-
-
-@given(
-    n=st.integers(1, 2**63 - 1) | st.integers(1, 10**4),
-    first=st.integers(1, 2**40) | st.integers(1, 100),
-    count=st.integers(2, 16),
-)
-def test_moduli_tell_all_ids_apart(n: int, first: int, count: int) -> None:
-    """Their product reaches n, none that takes its share could be less, and Chinese remainders get coprime ones."""
-    digits, coprimes = moduli(n, first, count, coprime=False), moduli(n, first, count, coprime=True)
-    for found in (digits, coprimes):
-        assert found[0] == first
-        assert len(found) == count
-        assert math.prod(found) >= n
-    assert all(math.gcd(a, b) == 1 for i, a in enumerate(coprimes) for b in coprimes[:i])
-    if digits[-1] > 1:
-        assert math.prod(digits[:-1]) * (digits[-1] - 1) < n
 
 
 @every_partition

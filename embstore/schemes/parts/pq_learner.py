@@ -31,46 +31,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embstore.errors import ConfigError
-from embstore.schemes.base import Scheme, SchemeConfig, normal, target_std
-from embstore.schemes.popularity import checked_frequencies
-from embstore.schemes.pq import PQ, PQConfig, decode, initial_codebooks, nearest_codes
-from embstore.schemes.straight_through import straight_through
+from embstore.schemes.base import SchemeConfig, normal
+from embstore.schemes.parts.code_table import CodeTable, decode, nearest_codes
+from embstore.schemes.parts.popularity import checked_frequencies
+from embstore.schemes.parts.straight_through import straight_through
 
 COMMITMENT = 0.25
 ITERATIONS = 10
 ROWS_FOR_DEAD_CODES = 4096
 
 
-class CodeLearner(PQ):
-    """What `PQ.from_budget` gives: `export()` publishes the nearest codes of its rows.
+class PQLearner(CodeTable):
+    """What `PQ.from_budget` gives: `export()` publishes the nearest codes of its rows."""
 
-    frequencies: float [N], how often each id occurs; None: all alike. commitment: the weight of the commitment
-    term, COMMITMENT unless given.
-    """
-
-    def __init__(
+    def start(
         self,
-        config: PQConfig,
+        std: float,
+        generator: torch.Generator | None,
         *,
         frequencies: Any = None,
         commitment: float | None = None,
-        sparse: bool = False,
-        init_std: float | None = None,
-        generator: torch.Generator | None = None,
     ) -> None:
+        """frequencies: float [N], how often each id occurs; None: all alike. commitment: the weight of the commitment
+        term, COMMITMENT unless given."""
         commitment = COMMITMENT if commitment is None else commitment
         if not commitment >= 0:
             raise ConfigError(f"commitment must be at least 0, got {commitment!r}")
-        Scheme.__init__(self, config, sparse=sparse)
-        num_ids, dim = config.num_embeddings, config.embedding_dim
+        config = self.config
         self.commitment, self.generator = commitment, generator
-        self.weight = normal((num_ids, dim), target_std(dim, init_std), generator=generator)
-        self.codebooks = initial_codebooks(config, init_std, generator)
+        self.weight = normal((config.num_embeddings, config.embedding_dim), std, generator=generator)
+        self.codebooks = self.initial_codebooks(std, generator)
         if config.rotation:
-            self.register_buffer("rotation", torch.eye(dim))
+            self.register_buffer("rotation", torch.eye(config.embedding_dim))
         self.register_buffer("fitted", torch.tensor(False))
         self.register_buffer("used_R", torch.zeros(len(self.codebooks), dtype=torch.bool), persistent=False)
-        weights_N = None if frequencies is None else checked_frequencies(frequencies, num_ids)
+        weights_N = None if frequencies is None else checked_frequencies(frequencies, config.num_embeddings)
         self.register_buffer("weights_N", weights_N, persistent=False)
         self._batch: tuple[Tensor, Tensor] | None = None
 
@@ -108,7 +103,7 @@ class CodeLearner(PQ):
         return self.commitment * (own - decoded).square().sum(dim=-1).mean()
 
     @torch.no_grad()
-    def end_of_epoch(self, epoch: int) -> None:  # noqa: ARG002  (what trainers call is the same for every scheme)
+    def end_of_epoch(self, epoch: int) -> None:
         """Fit the codebooks after the first epoch; later, move the codewords that no id of the epoch chose."""
         if not self.get_buffer("fitted"):
             self.fit_codebooks()

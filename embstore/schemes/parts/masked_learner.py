@@ -23,6 +23,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,16 +33,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from embstore.errors import ConfigError, DataError
-from embstore.schemes.base import Scheme, SchemeConfig, target_std
-from embstore.schemes.masked import Masked, MaskedConfig, cut, merged
-from embstore.schemes.widths import block_of
+from embstore.schemes.base import SchemeConfig
+from embstore.schemes.parts.masked_table import MaskedConfig, MaskedTable, cut, merged
+from embstore.schemes.parts.widths import block_of
 
 PRIOR_SPREAD = 0.25
 """How far the starting widths spread, on the scale of their logarithm: a width may first move by about a quarter."""
 _BISECTIONS = 40
 
 
-class MaskLearner(Masked):
+class MaskedLearner(MaskedTable):
     """What `Masked.from_budget` gives: `export()` cuts the rows to the widths learned so far, never above the budget.
 
     config: blocks and the widths to start from; num_floats: how many numbers of rows the budget holds; rates: how often
@@ -56,26 +58,16 @@ class MaskLearner(Masked):
         *,
         hidden: int = 16,
         temperature: float = 1.0,
-        sparse: bool = False,
-        init_std: float | None = None,
         generator: torch.Generator | None = None,
+        **common: Any,
     ) -> None:
         if not isinstance(hidden, int) or isinstance(hidden, bool) or hidden < 1:
             raise ConfigError(f"hidden must be a whole number of at least 1, got {hidden!r}")
         if not temperature > 0:
             raise ConfigError(f"temperature must be above 0, got {temperature!r}")
-        Scheme.__init__(self, config, sparse=sparse)
+        super().__init__(**asdict(config), generator=generator, **common)
         dim, self.num_floats, self.temperature = config.embedding_dim, num_floats, temperature
-        std = target_std(dim, init_std)
-        self.weight = nn.Parameter(torch.empty(config.num_embeddings, dim))
-        with torch.no_grad():
-            parts = torch.split(self.weight, list(config.block_sizes))
-            for rows, width in zip(parts, config.block_widths, strict=True):
-                rows.normal_(0.0, std * (dim / width) ** 0.5, generator=generator)
-        if config.rotation:
-            self.rotation = nn.Parameter(torch.eye(dim))
         self.hot, self.cold = (_network(hidden, dim, generator) for _ in range(2))
-
         log_rate_K = np.log(np.maximum(rates, 1e-12 * max(rates)))
         feature_K = (log_rate_K - log_rate_K.mean()) / (float(log_rate_K.std()) or 1.0)
         self.register_buffer("feature", torch.tensor(feature_K, dtype=torch.float32))
@@ -83,6 +75,16 @@ class MaskLearner(Masked):
         far_KD = (log_width_D - torch.tensor(config.block_widths).log()[:, None]) / PRIOR_SPREAD
         self.register_buffer("prior", -far_KD.square() / 2)
         self._order_K = np.argsort(-np.array(rates), kind="stable")
+
+    def start(self, std: float, generator: torch.Generator | None) -> None:
+        config, dim = self._start, self.embedding_dim
+        self.weight = nn.Parameter(torch.empty(config.num_embeddings, dim))
+        with torch.no_grad():
+            parts = torch.split(self.weight, list(config.block_sizes))
+            for rows, width in zip(parts, config.block_widths, strict=True):
+                rows.normal_(0.0, std * (dim / width) ** 0.5, generator=generator)
+        if config.rotation:
+            self.rotation = nn.Parameter(torch.eye(dim))
 
     @property
     def num_embeddings(self) -> int:
