@@ -16,7 +16,7 @@ SUFFIXES = (".npy", ".safetensors", ".parquet")
 
 
 def read_vectors(path: Path) -> tuple[NDArray[Any], NDArray[np.int64] | list[str] | None]:
-    """Vectors [N, D] of a file and the keys in their order (None: rows are ids 0 .. N - 1); DataError otherwise.
+    """Vectors [N, D] of a file and the ids in their order (None: rows are ids 0 .. N - 1); DataError otherwise.
 
     .npy and .safetensors hold one 2-d array; .parquet one column of ids (integers or strings, first such column) and
     one of equally long lists of numbers.
@@ -62,11 +62,11 @@ def _read_parquet(path: Path) -> tuple[NDArray[Any], NDArray[np.int64] | list[st
         frame = pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{path}: {error}") from error
-    keys = [name for name, kind in frame.schema.items() if kind.is_integer() or kind == pl.String]
+    columns = [name for name, kind in frame.schema.items() if kind.is_integer() or kind == pl.String]
     lists = [name for name, kind in frame.schema.items() if isinstance(kind, pl.List | pl.Array)]
-    if not keys or not lists:
+    if not columns or not lists:
         raise DataError(f"{path}: needs a column of ids and a column of lists, has {frame.schema}")
-    ids, vectors = frame[keys[0]], frame[lists[0]]
+    ids, vectors = frame[columns[0]], frame[lists[0]]
     if frame.height == 0 or ids.null_count() or vectors.null_count():
         raise DataError(f"{path}: {'no rows' if frame.height == 0 else 'ids and vectors must not be null'}")
     if not (first := ids.is_first_distinct()).all():
@@ -84,4 +84,4 @@ def _read_parquet(path: Path) -> tuple[NDArray[Any], NDArray[np.int64] | list[st
     try:
         return array, ids.cast(pl.Int64).to_numpy()
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"{path}: ids in {keys[0]!r} must fit a signed 64-bit integer") from error
+        raise DataError(f"{path}: ids in {columns[0]!r} must fit a signed 64-bit integer") from error

@@ -16,10 +16,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from embstore import __version__, wire
-from embstore.device import problem as device_problem
-from embstore.errors import ConfigError, EmbstoreError, NotReady
+from embstore.device import device_failure, pick_device
+from embstore.errors import EmbstoreError, NotReady
 from embstore.parallel import num_cores
-from embstore.publish import open_store
+from embstore.publish.store import open_store
 from embstore.table import Table
 from server.api.codecs.open_inference import Inference
 from server.api.labels import admin_router
@@ -60,7 +60,7 @@ class _Parts:
 
     def __init__(self, settings: Settings, preread: Preread | None, metrics: Metrics, control: Path | None) -> None:
         self.settings, self.metrics = settings, metrics
-        device = device_of(settings.device)
+        device = pick_device(settings.device)
         threads = settings.threads or max(1, num_cores() // settings.workers)
         self.joiner: Joiner | None = None
         if settings.join == "on" or device != "cpu":
@@ -82,7 +82,7 @@ class _Parts:
             control=control,
         )
         metrics.watch(self.tables)
-        self.health = Health(self.tables, lambda: (self.joiner and self.joiner.problem) or device_problem())
+        self.health = Health(self.tables, lambda: (self.joiner and self.joiner.problem) or device_failure())
         keys = Keys.read(settings.api_keys_file, settings.admin_keys_file, host=settings.host)
         limits = Limits(
             max_ids=settings.max_ids,
@@ -170,15 +170,6 @@ class _Parts:
                 except Exception:  # one connection's trouble is not the others'
                     log.exception("a connection could not be looked after")
                     connection.transport.abort()
-
-
-def device_of(asked: str) -> str:
-    """cpu or cuda; ConfigError when cuda was asked for and is not there."""
-    import torch
-
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda, but torch finds no CUDA device on this machine")
-    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _add_api(api: FastAPI, tables: Registry, service: LookupService, metrics: Metrics) -> None:

@@ -14,7 +14,6 @@ This file knows bytes, digests and names; it imports neither torch nor the schem
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -41,6 +40,7 @@ from embstore.common.atomic_files import (
     write_bytes,
     write_json,
 )
+from embstore.common.locks import locked
 from embstore.errors import (
     ConfigError,
     LabelNotFound,
@@ -50,7 +50,7 @@ from embstore.errors import (
     VerificationFailed,
     VersionNotFound,
 )
-from embstore.store.labels import Label, positive, settle
+from embstore.store.labels import Label, in_effect, positive
 from embstore.store.manifest import FileEntry, Manifest
 from embstore.store.tensor_file import map_file, read_arrays, write_arrays
 
@@ -72,7 +72,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Survey:
-    """A store at one look: versions and settled labels of every table, releases, and what could not be read.
+    """A store at one look: versions and labels of every table, releases, and what could not be read.
 
     unread: labels that are there but damaged. damaged: one line for each damaged file.
     """
@@ -147,7 +147,7 @@ class FileStore:
 
     def labels(self, table: str) -> dict[str, Label]:
         """Every label of a table. Labels that a release moves stay where they were until the last of them has moved."""
-        return {name: label for name in self._label_names(table) if (label := self._settled(table, name))}
+        return {name: label for name in self._label_names(table) if (label := self._label_in_effect(table, name))}
 
     def survey(self) -> Survey:
         """Everything but the manifests, each file read once; damaged ones are told apart, not raised."""
@@ -171,9 +171,8 @@ class FileStore:
         labels = {}
         for (table, label), at in raw.items():
             peers = releases[at.release].tables if at and at.release in releases else ()
-            settled = settle(at, [raw.get((peer, label)) for peer in peers]) if at else None
-            if settled:
-                labels[table, label] = settled
+            if at and (effective := in_effect(at, [raw.get((peer, label)) for peer in peers])):
+                labels[table, label] = effective
         return Survey(versions, labels, releases, unread, damaged)
 
     def resolve(self, table: str, ref: int | str = LATEST) -> int:
@@ -183,7 +182,7 @@ class FileStore:
             if int(ref) not in versions:
                 raise VersionNotFound(table, int(ref), f"; it has {_listed(versions)}")
             return int(ref)
-        label = self._settled(table, ref) if _NAME.fullmatch(ref) else None
+        label = self._label_in_effect(table, ref) if _NAME.fullmatch(ref) else None
         if label is None:
             raise LabelNotFound(table, ref, f"; it has {_listed(sorted(self.labels(table)))}")
         return label.version
@@ -207,7 +206,8 @@ class FileStore:
         manifest = Manifest.from_json(data, f"table {table!r} version {version}")
         if (manifest.table, manifest.version) != (table, version):
             raise VerificationFailed(
-                f"the manifest of {table!r} version {version} speaks of {manifest.table!r} version {manifest.version}"
+                f"manifest mismatch: directory is {table!r} version {version}, "
+                f"manifest says {manifest.table!r} version {manifest.version}"
             )
         return manifest
 
@@ -263,13 +263,8 @@ class FileStore:
         """Wait for, and hold, the right to give numbers and move labels; it ends with the process, however it ends."""
         with storing(f"writing to {self.root}"):
             make_folder(self.root)
-            lock = os.open(self.root, os.O_RDONLY)
-        try:
-            with storing(f"locking {self.root}"):
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.root):
             yield
-        finally:
-            os.close(lock)
 
     def set_label(self, table: str, label: str, version: int, *, release: str | None = None) -> None:
         """Point a label at an existing version, atomically."""
@@ -277,7 +272,7 @@ class FileStore:
         if version not in (versions := self._known(table)):
             raise VersionNotFound(table, version, f"; it has {_listed(versions)}")
         try:
-            before = self._settled(table, label)
+            before = self._label_in_effect(table, label)
         except VerificationFailed:  # damaged: about to be replaced
             before = None
         moved = now("microseconds")
@@ -336,11 +331,11 @@ class FileStore:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VerificationFailed(f"{path}: not a valid label file") from error
 
-    def _settled(self, table: str, label: str) -> Label | None:
+    def _label_in_effect(self, table: str, label: str) -> Label | None:
         """Where a label counts as pointing."""
         at = self._label(table, label)
         release = self._release(at.release) if at and at.release else None
-        return settle(at, [self._label(peer, label) for peer in release.tables]) if at and release else at
+        return in_effect(at, [self._label(peer, label) for peer in release.tables]) if at and release else at
 
 
 class StagedVersion:

@@ -7,12 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, get_args
 
 from embstore.errors import VerificationFailed
 
 FORMAT_VERSION = 1
-DTYPES = ("float32", "float16", "bfloat16", "int8", "int4")
+Dtype = Literal["float32", "float16", "bfloat16", "int8", "int4"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 """How the rows of a version's tensors may be stored; `embstore.quantize` says what each looks like."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from embstore.device import pick_device
 from embstore.errors import ConfigError, EmbstoreError
 from embstore.schemes import SCHEMES
 from embstore.schemes.base import Scheme, target_std
@@ -30,7 +31,6 @@ from embstore.train.loop import Examples
 from embstore.train.loss import batch_loss
 from embstore.train.model import Factorisation, make_table
 from embstore.train.optimizer import TableOptimizer
-from embstore.train.run import pick_device
 
 PLAIN = "nn.Embedding"
 
@@ -98,7 +98,7 @@ def measure(
     config: TrainConfig, *, ratio: float = 16, rounds: int = 8, steps: int | None = None, device: str = "auto"
 ) -> list[Speed]:
     """Train every contender for an epoch (or `steps`) in interleaved rounds; nn.Embedding's speed comes first."""
-    on = pick_device(device)
+    on = torch.device(pick_device(device))
     dataset = read_dataset(config.data, config.seed)
     examples = Examples(dataset, config.training, config.seed, on)
     batches = examples.epoch()[:steps]

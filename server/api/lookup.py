@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 
 from embstore.errors import BadRequest, EmbstoreError, NotReady, UnsupportedMediaType
-from embstore.ids import Keys
+from embstore.ids import Ids as Keys
 from embstore.pooling import Bags
 from embstore.table import Fetched, Table
 from server.api.codecs import json as codec

@@ -22,7 +22,7 @@ import structlog
 from numpy.typing import NDArray
 
 from embstore.errors import ConfigError
-from embstore.ids import Keys
+from embstore.ids import Ids
 from embstore.table import Fetched, Floats, Resolved, Table
 from server.cache.hot_rows import HotTier
 from server.cache.policy import BATCH_SIZES, BATCHES, COMPUTE, LOCAL, REDIS, CachePolicy
@@ -52,7 +52,7 @@ class Elsewhere(Protocol):
         """Most ids of a table that are computed at once."""
 
     def compute(
-        self, table: Table, keys: Keys, on_missing: str, out: Floats | None = None
+        self, table: Table, keys: Ids, on_missing: str, out: Floats | None = None
     ) -> Fetched | Awaitable[Fetched]:
         """A lookup by the table alone."""
 
@@ -120,7 +120,7 @@ class CachedTable:
         """The tier in this process; None while no lookup uses one, and then it takes no memory."""
         return self._tier
 
-    def fetch(self, keys: Keys, on_missing: str = "zero", out: Floats | None = None) -> Fetched | Awaitable[Fetched]:
+    def fetch(self, keys: Ids, on_missing: str = "zero", out: Floats | None = None) -> Fetched | Awaitable[Fetched]:
         """What `table.fetch` says. Awaitable when Redis is asked, or when computing would take long."""
         policy = self.policy
         num_ids = len(keys)
@@ -150,7 +150,7 @@ class CachedTable:
         if before is not None and before.tier is not None:
             hottest = before.tier.hottest(tier.num_rows)
             if before.table.ids.key_type is table.ids.key_type:
-                rows.append(_present(table, before.table.ids.keys(hottest)))
+                rows.append(_present(table, before.table.ids.ids_of(hottest)))
         every = np.concatenate(rows)
         _, first = np.unique(every, return_index=True)
         wanted = every[np.sort(first)][: tier.num_rows]
@@ -171,7 +171,7 @@ class CachedTable:
         }
 
     def _through_tier(
-        self, tier: HotTier, choice: str, keys: Keys, on_missing: str, vectors_BD: Floats
+        self, tier: HotTier, choice: str, keys: Ids, on_missing: str, vectors_BD: Floats
     ) -> Fetched | Awaitable[Fetched]:
         watch = self.policy.watch
         began = time.perf_counter()
@@ -220,7 +220,7 @@ class CachedTable:
             redis.put_soon(table, rows, computed)
         return misses.fill(found_MD)
 
-    def _whole(self, tier: HotTier, keys: Keys, on_missing: str, vectors_BD: Floats) -> Fetched:
+    def _whole(self, tier: HotTier, keys: Ids, on_missing: str, vectors_BD: Floats) -> Fetched:
         """A very large lookup, in a thread of its own; Redis is not asked for thousands of rows."""
         resolved, missed, _ = self._take(tier, keys, on_missing, vectors_BD)
         if len(missed):
@@ -228,7 +228,7 @@ class CachedTable:
             misses.fill(_computed(self.table, misses.rows_M))
         return Fetched(vectors_BD, resolved.found_B, resolved.missing)
 
-    def _take(self, tier: HotTier, keys: Keys, on_missing: str, vectors_BD: Floats) -> tuple[Resolved, Rows, int]:
+    def _take(self, tier: HotTier, keys: Ids, on_missing: str, vectors_BD: Floats) -> tuple[Resolved, Rows, int]:
         """Fill what the tier has; where the rest is, and how many it had."""
         resolved = self.table.resolve(keys, on_missing, vectors_BD)
         missed = tier.take(resolved.rows_B, vectors_BD)
@@ -307,12 +307,12 @@ class CachedTable:
         hits[tier.take(rows_K, np.empty((len(rows_K), self.table.embedding_dim), np.float32))] = False
         return tier, rows_K[hits]
 
-    def _tried_keys(self, rows_K: Rows, size: int) -> Keys:
-        listed = self.table.ids.keys(np.resize(rows_K, size))
+    def _tried_keys(self, rows_K: Rows, size: int) -> Ids:
+        listed = self.table.ids.ids_of(np.resize(rows_K, size))
         return np.array(listed, np.int64) if self.table.ids.key_type is int else listed
 
 
-def _all_hits(table: Table, tier: HotTier, keys: Keys) -> None:
+def _all_hits(table: Table, tier: HotTier, keys: Ids) -> None:
     """A lookup without misses, but for its counters."""
     vectors_BD = np.empty((len(keys), table.embedding_dim), np.float32)
     resolved = table.resolve(keys, "zero", vectors_BD)
@@ -327,7 +327,7 @@ def _computed(table: Table, rows_M: Rows) -> Floats:
     return vectors_MD
 
 
-def _present(table: Table, keys: Keys) -> Rows:
+def _present(table: Table, keys: Ids) -> Rows:
     """Rows of those keys that the table has."""
     rows, _ = table.ids.rows(keys)
     return rows[rows >= 0]

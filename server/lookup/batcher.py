@@ -36,7 +36,7 @@ import structlog
 
 from embstore.device import Part, device_named, hand_out
 from embstore.errors import DeviceFailed, Draining, NotReady, Overloaded
-from embstore.ids import Keys
+from embstore.ids import Ids
 from embstore.table import Fetched, Floats, Resolved, Table
 
 log = structlog.get_logger()
@@ -137,7 +137,7 @@ class Joiner:
             return f"a launch has been running for more than {self.stuck_s:g} s"
         return self._failed
 
-    def fetch(self, table: Table, keys: Keys, on_missing: str, out: Floats | None = None) -> asyncio.Future[Fetched]:
+    def fetch(self, table: Table, keys: Ids, on_missing: str, out: Floats | None = None) -> asyncio.Future[Fetched]:
         """What `table.fetch` gives, later; called on the event loop, raises at once what is wrong with the keys.
 
         Overloaded when too many are waiting, NotReady when the device is sick. `out` is the device thread's until the

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embstore.errors import DataError, Unprocessable
-from embstore.ids import Keys
+from embstore.ids import Ids
 from embstore.pooling import Bags
 from embstore.table import Fetched, Floats, Table
 from server.lookup.batcher import Joiner, joins
@@ -40,7 +40,7 @@ class LookupService:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="lookup")
 
     def lookup(
-        self, table: Table, keys: Keys, on_missing: str, out: Floats | None = None
+        self, table: Table, keys: Ids, on_missing: str, out: Floats | None = None
     ) -> Fetched | Awaitable[Fetched]:
         """Vectors of B keys, float32 [B, D], and which were found; written into `out` where it is given."""
         cached = self.cached.get(table)
@@ -49,7 +49,7 @@ class LookupService:
         return self.compute(table, keys, on_missing, out)
 
     def compute(
-        self, table: Table, keys: Keys, on_missing: str, out: Floats | None = None
+        self, table: Table, keys: Ids, on_missing: str, out: Floats | None = None
     ) -> Fetched | Awaitable[Fetched]:
         """The same, by the table alone: here, in a thread, or in a launch shared with others."""
         if table in self.joined and self.joiner is not None:
@@ -58,7 +58,7 @@ class LookupService:
             return table.fetch(keys, on_missing, out)
         return self.do(table.fetch, keys, on_missing, out)
 
-    def lookup_bags(self, table: Table, keys: Keys, on_missing: str, bags: Bags) -> Fetched | Awaitable[Fetched]:
+    def lookup_bags(self, table: Table, keys: Ids, on_missing: str, bags: Bags) -> Fetched | Awaitable[Fetched]:
         """One vector a bag of keys: float32 [G, D]; composed and pooled here, the cache of rows is not asked."""
         if table.device == "cpu" and max(bags.num_ids, bags.num_bags) <= self._inline.get(table, self.inline_ids):
             return _pooled(table, keys, bags, on_missing)
@@ -100,7 +100,7 @@ class LookupService:
             self.joiner.close()
 
 
-def _pooled(table: Table, keys: Keys, bags: Bags, on_missing: str) -> Fetched:
+def _pooled(table: Table, keys: Ids, bags: Bags, on_missing: str) -> Fetched:
     try:
         return table.fetch_bags(keys, bags, on_missing)
     except DataError as error:

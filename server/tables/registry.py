@@ -28,7 +28,7 @@ from embstore.errors import (
     TableNotFound,
     VersionNotFound,
 )
-from embstore.publish import Store
+from embstore.publish.store import Store
 from embstore.store.labels import Label
 from embstore.store.local import LATEST, Release, Survey
 from embstore.table import Table

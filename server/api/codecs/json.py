@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from embstore import wire
 from embstore.errors import BadRequest, ConfigError, DataError, TooManyIds, Unprocessable, WrongDtype
-from embstore.ids import Keys
+from embstore.ids import Ids as Keys
 from embstore.pooling import Bags
 from embstore.table import ON_MISSING, Table
 from server.http.problems import clip

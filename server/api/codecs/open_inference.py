@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from embstore.errors import BadRequest, ConfigError, DataError, DeadlineExceeded, Unprocessable
-from embstore.ids import Keys
+from embstore.ids import Ids as Keys
 from embstore.pooling import Bags
 from embstore.table import ON_MISSING, Fetched, Floats, Table
 from server.api.codecs import json as codec

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embstore.errors import BadRequest, TooManyIds, Unprocessable, WrongDtype
-from embstore.ids import Keys
+from embstore.ids import Ids as Keys
 from embstore.table import Table
 from server.api.codecs import json as codec
 from server.http.messages import Reply

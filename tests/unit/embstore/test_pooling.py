@@ -40,7 +40,7 @@ def table_of(module: Any, dtype: str = "float32", place: str = "cpu", keys: Any 
         tensors: Any = {name: for_kernels(array) for name, array in stored_arrays(module, dtype).items()}
     else:
         tensors = stored_tensors(module, dtype)
-    ids = Dense(module.num_embeddings) if keys is None else Vocabulary.from_keys(keys)
+    ids = Dense(module.num_embeddings) if keys is None else Vocabulary.from_ids(keys)
     default = np.full(module.embedding_dim, -7, np.float32)
     config = module.export()[0]
     return Table("item", 1, type(module), config, tensors, ids, default, place, num_threads=num_threads)

@@ -35,7 +35,8 @@ from embstore.errors import (
     VerificationFailed,
     VersionNotFound,
 )
-from embstore.publish import Publication, Store, open_store
+from embstore.publish.publication import Publication
+from embstore.publish.store import Store, open_store
 from embstore.store import local as store_module
 from embstore.store.local import FileStore
 
@@ -301,8 +302,8 @@ def mapping(pid: int, path: Path) -> dict[str, int]:
         (lambda m: m.update(files={}), "files is not a list"),
         (lambda m: m.update(format_version=2), "format version 2; this release reads up to 1"),
         (lambda m: m.update(format_version=True), "format version True"),
-        (lambda m: m.update(table="user"), "speaks of 'user'"),
-        (lambda m: m.update(version=1), "speaks of 'item' version 1"),
+        (lambda m: m.update(table="user"), "manifest says 'user'"),
+        (lambda m: m.update(version=1), "manifest says 'item' version 1"),
         (lambda m: m.pop("golden"), "golden"),
         (lambda m: m.update(surprise=1), "surprise"),
         (lambda m: m.update(scheme="qrr"), "no scheme named 'qrr'"),

@@ -32,7 +32,7 @@ def write(path: Path, **columns: Any) -> Path:
 
 
 def by_key(dataset: Dataset, pairs: Pairs) -> set[tuple[Any, Any]]:
-    users, items = dataset.users.keys, dataset.items.keys
+    users, items = dataset.users.ids, dataset.items.ids
     return {(users[u], items[i] if i >= 0 else None) for u, i in zip(pairs.users_E, pairs.items_E, strict=True)}
 
 
@@ -52,8 +52,8 @@ def test_rows_by_frequency(tmp_path: Path) -> None:
     """Row 0 is the most frequent id of the training events, ties go by key, and the counts say how often."""
     path = write(tmp_path / "e.parquet", u=USERS, i=ITEMS, t=TIMES)
     dataset = read_dataset(config(path), seed=0)
-    assert list(dataset.users.keys) == [7, 5, 9]
-    assert dataset.items.keys == ["a", "c"]
+    assert list(dataset.users.ids) == [7, 5, 9]
+    assert dataset.items.ids == ["a", "c"]
     assert dataset.items.num_events_N.tolist() == [3, 1]
     assert dataset.items.hottest(1) == ["a"]
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from msgspec.structs import replace
 
 from embstore.common.progress import PlainLines, Silent, Terminal, make_reporter
 from embstore.errors import ConfigError, Conflict, DataError
-from embstore.publish import open_store
+from embstore.publish.store import open_store
 from embstore.train import bench
 from embstore.train.config import TrainConfig, load_config
 from embstore.train.data import read_dataset
 from embstore.train.loop import Examples, fit
 from embstore.train.model import make_model
-from embstore.train.result import TrainResult
+from embstore.train.publication import TrainResult
 from embstore.train.run import train
 
 CONFIG = """
