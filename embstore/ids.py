@@ -42,8 +42,8 @@ class IdSpace:
         raise NotImplementedError
 
     def hashed_rows(self, ids: Ids, num_rows: int) -> Int64s:
-        """A row in `[0, num_rows)` for any ids at all, the same in every process: policy `hash`."""
-        raise NotImplementedError
+        """A row in `[0, num_rows)` for any ids at all, the same in every process: policy `hash`. Here for integers."""
+        return bucket(as_int64(ids), num_rows)
 
     def ids_of(self, rows: Int64s) -> list[int] | list[str]:
         """The ids of these rows."""
@@ -73,10 +73,6 @@ class Dense(IdSpace):
         if missing:
             rows_B = np.where((rows_B >= 0) & (rows_B < self.num_ids), rows_B, -1)
         return rows_B, missing
-
-    def hashed_rows(self, ids: Ids, num_rows: int) -> Int64s:
-        """Hash of the id."""
-        return bucket(as_int64(ids), num_rows)
 
     def ids_of(self, rows: Int64s) -> list[int]:
         """The rows."""
@@ -138,10 +134,6 @@ class Int64Vocabulary(Vocabulary):
         rows = np.empty(len(wanted), np.int64)
         missing = _kernels().find_int64(self.ids_N, self.slots_C1, wanted, rows)
         return rows, int(missing)
-
-    def hashed_rows(self, ids: Ids, num_rows: int) -> Int64s:
-        """Hash of the id."""
-        return bucket(as_int64(ids), num_rows)
 
     def ids_of(self, rows: Int64s) -> list[int]:
         """Ids by row."""

@@ -92,24 +92,14 @@ class Table:
         """
         rows_B, missing = self.ids.rows(ids)
         vectors_BD = np.empty((len(rows_B), self.embedding_dim), np.float32) if out is None else out
-        rows_B, found_B = self._fill_missing(ids, rows_B, missing, on_missing, vectors_BD)
+        rows_B, found_B = self._answer_missing(ids, rows_B, missing, on_missing, vectors_BD)
         self.compose(rows_B, vectors_BD)
         return Fetched(vectors_BD, found_B, missing)
 
     def resolve(self, ids: Ids, on_missing: str, vectors_BD: Floats) -> Resolved:
         """The first half of `fetch`: rows of B ids, and the vectors of those that no row will fill."""
         rows_B, missing = self.ids.rows(ids)
-        return Resolved(*self._fill_missing(ids, rows_B, missing, on_missing, vectors_BD), missing)
-
-    def _fill_missing(
-        self, ids: Ids, rows_B: NDArray[np.int64], missing: int, on_missing: str, vectors_BD: Floats
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
-        if not missing:
-            if on_missing not in ON_MISSING:
-                raise _unknown_policy(on_missing)
-            return rows_B, None
-        found_B = rows_B >= 0
-        return self._answer_missing(ids, rows_B, found_B, vectors_BD, on_missing), found_B
+        return Resolved(*self._answer_missing(ids, rows_B, missing, on_missing, vectors_BD), missing)
 
     def fetch_bags(self, ids: Ids, bags: Bags, on_missing: str = "zero") -> Fetched:
         """One pooled vector per bag of ids, `embstore.pooling` says how; ids that are not there as in `fetch`.
@@ -119,17 +109,11 @@ class Table:
         rows_B, missing = self.ids.rows(ids)
         if len(rows_B) != bags.num_ids:
             raise DataError(f"the bags are of {bags.num_ids:,} ids, but there are {len(rows_B):,}")
-        found_B = missing_D = None
-        if missing:
-            found_B = rows_B >= 0
-            if on_missing == "default":
-                missing_D = self.default_vector_D
-            elif on_missing != "zero":  # `hash` gives rows and `error` raises: neither fills vectors
-                rows_B = self._answer_missing(ids, rows_B, found_B, np.empty((0, 0), np.float32), on_missing)
-        elif on_missing not in ON_MISSING:
-            raise _unknown_policy(on_missing)
+        unused_BD = np.empty((len(rows_B), 0), np.float32)  # of missing ids only rows and errors matter here
+        rows_B, found_B = self._answer_missing(ids, rows_B, missing, on_missing, unused_BD)
         parts = max(1, min(self.num_threads, len(rows_B) // IDS_A_THREAD))
         lookup = partial(self.scheme.lookup, self.config, self.tensors)
+        missing_D = self.default_vector_D if missing and on_missing == "default" else None
         with nullcontext() if self.device == "cpu" else device_named(self.device).watched():
             vectors_GD = pool(
                 bags, rows_B, lookup, self.embedding_dim, missing_D=missing_D, device=self.device, num_threads=parts
@@ -184,25 +168,21 @@ class Table:
         return fetched.vectors_BD, np.ones(len(ids), np.bool_) if found_B is None else found_B
 
     def _answer_missing(
-        self,
-        ids: Ids,
-        rows_B: NDArray[np.int64],
-        found_B: NDArray[np.bool_],
-        vectors_BD: Floats,
-        on_missing: str,
-    ) -> NDArray[np.int64]:
-        """Fill the rows of `vectors` that no kernel will touch, or give the missing ids rows of their own."""
-        if on_missing == "zero":
-            vectors_BD[~found_B] = 0.0
-        elif on_missing == "default":
-            vectors_BD[~found_B] = self.default_vector_D
-        elif on_missing == "hash":
-            return np.where(found_B, rows_B, self.ids.hashed_rows(ids, self.ids.num_ids))
-        elif on_missing == "error":
+        self, ids: Ids, rows_B: NDArray[np.int64], missing: int, on_missing: str, vectors_BD: Floats
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
+        """Fill the vectors that no kernel will touch, or give the missing ids rows of their own; also who was found."""
+        if on_missing not in ON_MISSING:
+            raise ConfigError(f"on_missing must be one of {', '.join(ON_MISSING)}, got {on_missing!r}")
+        if not missing:
+            return rows_B, None
+        found_B = rows_B >= 0
+        if on_missing == "error":
             raise self._missing_error(ids, found_B)
-        else:
-            raise _unknown_policy(on_missing)
-        return rows_B
+        if on_missing == "hash":
+            rows_B = np.where(found_B, rows_B, self.ids.hashed_rows(ids, self.ids.num_ids))
+        elif vectors_BD.shape[1]:
+            vectors_BD[~found_B] = self.default_vector_D if on_missing == "default" else 0.0
+        return rows_B, found_B
 
     def _missing_error(self, ids: Ids, found_B: NDArray[np.bool_]) -> IdOutOfRange:
         at = np.flatnonzero(~found_B)
@@ -329,7 +309,3 @@ def _nearly_golden(table: Table, vectors_GD: Floats) -> bool:
     if digest(golden_GD) != table.manifest.golden.sha256:
         return False
     return bool(np.abs(vectors_GD - golden_GD).max() <= tolerance * np.abs(golden_GD).max())
-
-
-def _unknown_policy(on_missing: object) -> ConfigError:
-    return ConfigError(f"on_missing must be one of {', '.join(ON_MISSING)}, got {on_missing!r}")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embstore.common.config import parse_assignment
 from embstore.common.options import (
     DEFAULT_STORE,
     DtypeOption,
@@ -54,6 +53,7 @@ def compress(
     json: JsonOption = False,
 ) -> None:
     """Compress existing vectors; report size and quality, and publish the table where --table is given."""
+    from embstore.common.config import parse_assignment
     from embstore.common.progress import make_reporter
     from embstore.compress.run import Job
     from embstore.compress.run import compress as run

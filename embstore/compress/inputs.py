@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from embstore.compress.counts import read_counts
-from embstore.errors import ConfigError, DataError, VerificationFailed
-from embstore.quantize import unpack_bfloat16
-from embstore.vectors import SUFFIXES, read_vectors
+from embstore.errors import ConfigError, DataError
+from embstore.vectors import SUFFIXES, read_safetensors, read_vectors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 NUM_NAMED = 12
@@ -82,7 +81,7 @@ def read_source(vectors: Path, *, counts: Path | None = None, tensor: str | None
     if vectors.suffix in TORCH_SUFFIXES:
         array, ids = _one_of(_read_state_dict(vectors), tensor, vectors), None
     elif vectors.suffix == ".safetensors":
-        array, ids = _one_of(_read_safetensors(vectors), tensor, vectors), None
+        array, ids = _one_of(read_safetensors(vectors), tensor, vectors), None
     elif vectors.suffix not in SUFFIXES:
         raise DataError(f"{vectors}: vectors come as {', '.join((*SUFFIXES, *TORCH_SUFFIXES))}")
     else:
@@ -116,17 +115,6 @@ def _flat(held: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
         elif isinstance(value, torch.Tensor):
             named.append((f"{prefix}{name}", value))
     return named
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from embstore.store.tensor_file import map_file, read_arrays
-
-    try:
-        arrays = read_arrays(map_file(path), str(path))
-    except (OSError, VerificationFailed) as error:
-        raise DataError(f"{path}: {error}") from error
-    # The reader gives bfloat16 as the bits it is made of.
-    return {name: unpack_bfloat16(array) if array.dtype == np.uint16 else array for name, array in arrays.items()}
 
 
 def _one_of(held: Mapping[str, Any], tensor: str | None, path: Path) -> Any:

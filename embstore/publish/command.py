@@ -149,16 +149,8 @@ def inspect(
     assert manifest is not None
     full = 4 * manifest.num_embeddings * manifest.embedding_dim
     scheme_bytes = sum(int(t.nbytes) for t in loaded.tensors.values())
-    about = {
-        "table": manifest.table,
-        "version": manifest.version,
-        "scheme": manifest.scheme,
-        "parameters": manifest.parameters,
-        "num_embeddings": manifest.num_embeddings,
-        "embedding_dim": manifest.embedding_dim,
-        "dtype": manifest.dtype,
-        "id_space": manifest.id_space,
-        "num_ids": manifest.num_ids,
+    identity = ("table", "version", "scheme", "parameters", "num_embeddings", "embedding_dim", "dtype", "id_space")
+    about = {name: getattr(manifest, name) for name in (*identity, "num_ids")} | {
         "scheme_bytes": scheme_bytes,
         "full_bytes": full,
         "ratio": round(full / scheme_bytes, 2),

@@ -21,8 +21,9 @@ from embstore.publish.publication import (
     scheme_tensors,
 )
 from embstore.quantize import Slot, for_kernels, pack_tensors, packed_layout
-from embstore.store.local import LATEST, FileStore, StagedVersion, check_name, now
+from embstore.store.local import LATEST, FileStore, check_name, now
 from embstore.store.manifest import Golden, Manifest
+from embstore.store.staged import StagedVersion
 from embstore.table import DEFAULT_VECTOR, GOLDEN_VECTORS, Table, check_finite, digest, make_table
 
 NUM_GOLDEN = 16

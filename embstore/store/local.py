@@ -13,17 +13,15 @@ This file knows bytes, digests and names; it imports neither torch nor the schem
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -36,8 +34,6 @@ from embstore.common.atomic_files import (
     staging,
     store_error,
     storing,
-    sync_folder,
-    write_bytes,
     write_json,
 )
 from embstore.common.locks import locked
@@ -51,12 +47,11 @@ from embstore.errors import (
     VersionNotFound,
 )
 from embstore.store.labels import Label, in_effect, positive
-from embstore.store.manifest import FileEntry, Manifest
-from embstore.store.tensor_file import map_file, read_arrays, write_arrays
+from embstore.store.manifest import Manifest
+from embstore.store.staged import MANIFEST_FILE, StagedVersion
+from embstore.store.tensor_file import map_file, read_arrays
 
 LATEST = "latest"
-ARRAYS_FILE = "arrays.safetensors"
-MANIFEST_FILE = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _OBJECT_STORAGE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a Path has already joined the two
 
@@ -336,67 +331,6 @@ class FileStore:
         at = self._label(table, label)
         release = self._release(at.release) if at and at.release else None
         return in_effect(at, [self._label(peer, label) for peer in release.tables]) if at and release else at
-
-
-class StagedVersion:
-    """A version on its way: complete on disk except for its manifest and its number. A context manager.
-
-    Leaving the context without `commit` removes every trace; after a kill, the next publisher does.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self.folder, self.draft = folder, manifest
-        with storing(f"writing to {folder}"), ExitStack() as stack:
-            self.path = stack.enter_context(staging(folder))
-            self.files = [_write_file(self.path / ARRAYS_FILE, arrays)]
-            self._stack = stack.pop_all()
-
-    def commit(self) -> int:
-        """Give the version its number and make it visible, by one rename; returns the number."""
-        with storing(f"writing to {self.folder}"):
-            number = max(numbered(self.folder), default=0)
-            while True:
-                number += 1
-                manifest = replace(self.draft, version=number, files=self.files)
-                write_bytes(self.path / MANIFEST_FILE, manifest.to_json())
-                sync_folder(self.path)
-                try:
-                    self.path.rename(self.folder / str(number))
-                    break
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise
-            sync_folder(self.folder)
-        return number
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-
-class _Digesting:
-    """A binary file that keeps the SHA-256 and the size of what is written to it."""
-
-    def __init__(self, file: Any) -> None:
-        self.file, self.sha256, self.num_bytes = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes | memoryview) -> int:
-        self.sha256.update(data)
-        self.num_bytes += len(data)
-        return int(self.file.write(data))
-
-
-def _write_file(path: Path, arrays: Mapping[str, NDArray[Any]]) -> FileEntry:
-    with path.open("xb") as file:
-        digesting = _Digesting(file)
-        write_arrays(digesting, arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    return FileEntry(name=path.name, num_bytes=digesting.num_bytes, sha256=digesting.sha256.hexdigest())
 
 
 def _listed(values: list[Any]) -> str:

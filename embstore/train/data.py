@@ -34,10 +34,6 @@ class TableIds:
     def __len__(self) -> int:
         return len(self.num_events_N)
 
-    def hottest(self, count: int) -> Int64s | list[str]:
-        """The most frequent ids, hottest first."""
-        return self.ids[:count]
-
 
 @dataclass(frozen=True)
 class Pairs:

@@ -59,7 +59,7 @@ def to_publish(
         name: Publication(
             table.cpu(),
             ids=Vocabulary.from_ids(ids[name].ids),
-            hot_ids=ids[name].hottest(config.publish.num_hot_ids),
+            hot_ids=ids[name].ids[: config.publish.num_hot_ids],
             metrics={
                 **figures,
                 "num_train_events": len(dataset.train),

@@ -204,7 +204,7 @@ def fails(error: Exception) -> Any:
 
 
 def test_too_little_memory_is_overload_and_the_device_goes_on(place: str) -> None:
-    """Whoever says so: the allocator, CUDA, cuBLAS."""
+    """Out of memory is Overloaded, whoever says so (the allocator, CUDA, cuBLAS), and the device goes on."""
     device = Device(place)
     for error in (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
@@ -220,7 +220,7 @@ def test_too_little_memory_is_overload_and_the_device_goes_on(place: str) -> Non
 
 
 def test_an_error_of_the_launch_alone_is_raised_as_it_is_and_its_lane_is_dropped(place: str) -> None:
-    """The device still answers, so it is not to blame; what the lane still does cannot reach another lookup."""
+    """An error of the launch is raised as it is while the device still answers, and its lane is not used again."""
     device = Device(place)
     device.compose(gather(place), [part(1)])
     with pytest.raises(ValueError, match="a bug"):

@@ -14,7 +14,7 @@ from embstore.publish.store import Store
 
 
 def test_publish_says_what_it_did(here: Here, root: Path, file: Path) -> None:
-    """The number, and the label that moved, if one did."""
+    """`publish` prints the version's number, and the label that moved, if one did."""
     publish = ("publish", "item", file, "--store", root)
     dims = {"embedding_dim": DIM, "embedding_dim_before": DIM}
     unmoved = dims | {"embedding_dim_before": None}
@@ -26,7 +26,7 @@ def test_publish_says_what_it_did(here: Here, root: Path, file: Path) -> None:
 
 
 def test_publish_says_that_vectors_have_another_length(here: Here, root: Path, tmp_path: Path) -> None:
-    """It is published, and the line names both lengths: of the version that the label left, and of the new one."""
+    """Vectors of another length are published, and the line names both lengths, before and after."""
     np.save(tmp_path / "short.npy", VECTORS[:, :3])
     line = ("publish", "item", tmp_path / "short.npy", "--store", root)
     said = "published item version 3, label latest moved to it, embedding_dim 4 -> 3\n"
@@ -125,7 +125,7 @@ def test_inspect_tells_all(here: Here, root: Path) -> None:
 
 
 def test_promote_moves_a_label_to_what_it_verified(here: Here, root: Path) -> None:
-    """By number or by another label; a version that does not verify keeps the label where it was."""
+    """`promote` takes a number or another label; a version that does not verify keeps the label where it was."""
     store = Store(root)
     promote = ("promote", "item", "--store", root)
     assert here.json(*promote, "1") == {"table": "item", "label": "latest", "version": 1}

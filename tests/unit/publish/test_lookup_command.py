@@ -79,7 +79,7 @@ def test_lookup_asks_a_server(here: Here, url: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_lookup_brings_a_key(here: Here, url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of the file, else of the environment, else none; never of the command line."""
+    """`lookup` sends the API key of the file, else of the environment, else none; never one of the command line."""
     answer = {"table": "item", "version": 7, "vectors": [[1.0, 2.0]], "found": [True]}
     monkeypatch.setattr(Answer, "body", json.dumps(answer).encode())
     (tmp_path / "keys").write_text("\ufeff# ours\n\n  of the file \nanother\n")
@@ -98,7 +98,7 @@ def test_lookup_brings_a_key(here: Here, url: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_key_that_is_missing_is_told_how_to_give(here: Here, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server's refusal, and the two ways to bring one."""
+    """A refusal for want of a key is the server's, with the two ways to give one."""
     monkeypatch.setattr(Answer, "status", 401)
     monkeypatch.setattr(Answer, "body", json.dumps({"detail": "this call needs an API key"}).encode())
     said = here.fails(1, "lookup", "item", "3", "--url", url)

@@ -22,7 +22,7 @@ from embstore.publish.store import Store
 
 
 def test_versions_count_up_and_latest_follows(store: Store) -> None:
-    """1, 2, 3, each a child of what was latest before it; without a label, or with another, latest stays."""
+    """Versions count 1, 2, 3, each a child of the latest before; without a label, or with another, latest stays."""
     assert store.publish("item", VECTORS) == 1
     assert store.publish("item", VECTORS, label=None) == 2
     assert store.publish("item", VECTORS, label="canary") == 3

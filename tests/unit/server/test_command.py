@@ -33,7 +33,7 @@ def test_serving_nothing_is_said_once(tmp_path: Path, made: bool, reason: str) -
 
 
 def test_config_shows_settings_by_precedence(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Environment before file before default, and no password in what is shown."""
+    """`config` shows settings of the environment before the file before the default, and no password."""
     (tmp_path / "server.toml").write_text('port = 1111\nmax_ids = 77\nredis = "redis://me:secret@cache:6379/0"\n')
     monkeypatch.setenv("EMBSTORE_CONFIG", str(tmp_path / "server.toml"))
     monkeypatch.setenv("EMBSTORE_PORT", "2222")
