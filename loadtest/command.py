@@ -6,7 +6,6 @@ Exit codes: 0 ok, 1 failure (also a --fail-if that holds), 2 usage, 130 interrup
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import typer
 from msgspec.structs import replace
 from typer.core import TyperGroup
 
+from embstore.common.command_line import run as run_command_line
 from embstore.common.render import show
 
 if TYPE_CHECKING:
@@ -58,21 +58,7 @@ FailIfOption = Annotated[
 
 def main() -> None:
     """The commands without the rest of `embstore`: `python -m loadtest`."""
-    try:
-        code = loadtest_app(prog_name="python -m loadtest", standalone_mode=False)
-        sys.stdout.flush()
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except BrokenPipeError:  # nobody reads on; what Python would flush at its end has to go somewhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except Exception as error:
-        if not hasattr(error, "format_message"):
-            raise
-        code, message = 2, error.format_message()  # of a usage error; it names the option
-        if message:
-            _say(message, code)
-    sys.exit(code or 0)
+    run_command_line(loadtest_app, "python -m loadtest")
 
 
 @loadtest_app.command()

@@ -13,11 +13,10 @@ from fastapi import FastAPI
 from starlette.types import Lifespan
 
 from embstore import __version__
-from embstore.device import problem as device_problem
-from embstore.errors import ConfigError
+from embstore.device import device_failure, pick_device
 from embstore.kernels.warm import warm
 from embstore.parallel import num_cores
-from embstore.publish import open_store
+from embstore.publish.store import open_store
 from embstore.table import Table
 from server.api.errors import add_errors
 from server.api.labels import labels_router
@@ -63,7 +62,7 @@ class _Parts:
 
     def __init__(self, settings: Settings, preloader: Preloader | None, metrics: Metrics, control: Path | None) -> None:
         self.settings, self.metrics = settings, metrics
-        device = device_of(settings.device)
+        device = pick_device(settings.device)
         threads = settings.threads or max(1, num_cores() // settings.workers)
         self.batcher: DynamicBatcher | None = None
         if settings.batching == "on" or device != "cpu":
@@ -88,7 +87,7 @@ class _Parts:
             control=control,
         )
         metrics.registry.register(VersionCollector(self.tables))
-        self.health = Health(self.tables, lambda: (self.batcher and self.batcher.problem) or device_problem())
+        self.health = Health(self.tables, lambda: (self.batcher and self.batcher.problem) or device_failure())
         keys = ApiKeys.read(settings.api_keys_file, settings.admin_keys_file, host=settings.host)
         limits = Limits(
             max_ids=settings.max_ids,
@@ -170,15 +169,6 @@ class _Parts:
                 except Exception:  # one connection's trouble is not the others'
                     log.exception("a connection could not be looked after")
                     connection.transport.abort()
-
-
-def device_of(asked: str) -> str:
-    """cpu or cuda; ConfigError when cuda was asked for and is not there."""
-    import torch
-
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda, but torch finds no CUDA device on this machine")
-    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _api(

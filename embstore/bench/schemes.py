@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from embstore.bench.kernels import best_seconds
 from embstore.common.progress import Silent
 from embstore.errors import ConfigError
-from embstore.publish import open_store
+from embstore.publish.store import open_store
 from embstore.schemes import SCHEMES
 from embstore.schemes.base import Progress
 from embstore.train.config import TableConfig, TrainConfig, load_config
@@ -79,7 +80,7 @@ def _train(config: TrainConfig, folder: Path, full: float | None) -> Row:
     num_bytes = sum(table.num_bytes for table in sizes)
     plain = sum(4 * table.num_embeddings * table.embedding_dim for table in sizes)
     table = store.load("item", num_threads=1)
-    keys = table.ids.keys(np.random.default_rng(0).integers(0, table.ids.num_ids, LOOKUP_IDS))
+    keys = table.ids.ids_of(np.random.default_rng(0).integers(0, table.ids.num_ids, LOOKUP_IDS))
     ids = table.ids.rows(keys)[0]
     out = np.empty((LOOKUP_IDS, table.embedding_dim), np.float32)
     best = best_seconds({"lookup": lambda: table.scheme.lookup(table.config, table.tensors, ids, out)})

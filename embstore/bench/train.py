@@ -74,11 +74,11 @@ def measure(
     names: Iterable[str] = tuple(SCHEMES),
 ) -> list[Speed]:
     """Train every contender on the config's events for an epoch (or `steps`); nn.Embedding's speed comes first."""
+    from embstore.device import pick_device
     from embstore.train.data import read_dataset
     from embstore.train.loop import Examples
-    from embstore.train.run import pick_device
 
-    on = pick_device(device)
+    on = torch.device(pick_device(device))
     dataset = read_dataset(config.data, config.seed)
     examples = Examples(dataset, config.training, config.seed, on)
     made = contenders((len(dataset.users), len(dataset.items)), config, ratio, on, names)

@@ -14,7 +14,7 @@ from embstore.compress.measure import measure
 from embstore.compress.result import Job, Result
 from embstore.errors import ConfigError
 from embstore.ids import Dense, Vocabulary
-from embstore.publish import Store
+from embstore.publish.store import Store
 from embstore.schemes import scheme_class
 from embstore.schemes.base import Scheme
 from embstore.store.manifest import Manifest
@@ -27,7 +27,7 @@ def compress(job: Job, *, store: Store | None = None, report: Silent | None = No
     started, report = time.perf_counter(), report or Silent()
     _check_store(job, store)
     source = _read(job, report)
-    ids = None if source.keys is None else Vocabulary.from_keys(source.keys)
+    ids = None if source.ids is None else Vocabulary.from_ids(source.ids)
     full_bytes, budget = 4 * len(source) * source.dim, _budget(job, source)
     before = _before(job, store, ids)
 
@@ -123,9 +123,9 @@ def _read(job: Job, report: Silent) -> Source:
     counted = "" if source.counts_N is None else f", {int((source.counts_N > 0).sum()):,} of them with a count"
     report.note(f"read {len(source):,} vectors of {source.dim} dimensions{counted}")
     # Ids in a vocabulary cost the same in any order; plain row numbers only give way to one where the scheme gains.
-    renumbers = source.keys is not None or scheme_class(job.scheme).by_rank
+    renumbers = source.ids is not None or scheme_class(job.scheme).by_rank
     if source.falls or job.keep_order or not renumbers:
         return source
-    if source.keys is None:
+    if source.ids is None:
         report.note("rows are renumbered by falling count; the table keeps its ids, 14 bytes each")
     return source.by_count()

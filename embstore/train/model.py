@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from embstore.common.config import unknown_key
 from embstore.errors import ConfigError
 from embstore.schemes import scheme_class
 from embstore.schemes.base import Scheme
 from embstore.schemes.options import options_of
 from embstore.train.config import ModelConfig, TableConfig, TrainConfig
-from embstore.train.toml_fields import unknown_key
 
 
 class Factorisation(nn.Module):
@@ -98,7 +98,7 @@ def _check_options(scheme: type[Scheme], config: TableConfig, *, sized: bool) ->
     own, of_budget = options_of(scheme, scheme), options_of(scheme, scheme.from_budget)
     for option in config.options:
         if option not in own and option not in of_budget:
-            raise ConfigError(unknown_key("", option, ["scheme", "ratio", "budget", *(own | of_budget)]))
+            raise ConfigError(unknown_key(option, ["scheme", "ratio", "budget", *(own | of_budget)]))
         if sized and option not in own:
             raise ConfigError(f"{option} divides up a budget: give ratio or budget with it")
     return [n for n, p in own.items() if p.default is Parameter.empty and n not in config.options]

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from embstore.common.render import new_table
+from embstore.common.render import columns
 from embstore.common.units import bytes_text, rate_text, seconds_text, share_text, time_text
 from loadtest.results.compare import Comparison, Figure
 from loadtest.results.result import Result
@@ -46,7 +46,7 @@ def report(result: Result) -> RenderableType:
 
 def compared(comparison: Comparison) -> RenderableType:
     """What changed between two sides, and how sure that is."""
-    shown = new_table("", ">before", ">after", ">change", ">interval", "verdict")
+    shown = columns("", ">before", ">after", ">change", ">interval", "verdict")
     for one in comparison.figures:
         values = [_value(one.name, value) for value in (one.before, one.after)]
         change = "" if one.change is None else "{} {}".format(*_change(one, one.change))
@@ -63,7 +63,7 @@ def compared(comparison: Comparison) -> RenderableType:
 
 def searched(found: SearchResult) -> RenderableType:
     """The search as a table, its outcome below."""
-    shown = new_table(">rate/s", ">p50 ms", ">p99 ms", ">errors", ">goodput/s", "run to", "SLO", "")
+    shown = columns(">rate/s", ">p50 ms", ">p99 ms", ">errors", ">goodput/s", "run to", "SLO", "")
     notes: dict[str, str] = {}
     for run in found.runs:
         times = (f"{run.rate:,.1f}", f"{run.p50_ms:.2f}", f"{run.p99_ms:.2f}", f"{run.error_rate:.2%}")
@@ -130,7 +130,7 @@ class Figures:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         times = ("p50", "p90", "p99", "p99.9", "max") if options.max_width >= WIDE else ("p50", "p99", "max")
-        shown = new_table("", ">due", ">2xx", ">errors", *(f">{name}" for name in times), ">service\np99")
+        shown = columns("", ">due", ">2xx", ">errors", *(f">{name}" for name in times), ">service\np99")
         phases = [(f"{one['name']}, {seconds_text(one['end'] - one['begin'])}", one) for one in self.summary["phases"]]
         groups = [group for group in (phases, list(self.summary["kinds"].items())) if len(group) > 1]
         self._add(shown, "everything", self.summary["total"], times, style="bold")
@@ -148,7 +148,7 @@ class Figures:
 
 
 def _errors(summary: dict[str, Any]) -> list[RenderableType]:
-    shown = new_table("error", ">requests", ">of what was due")
+    shown = columns("error", ">requests", ">of what was due")
     due = summary["total"]["offered"]
     for name, count in summary["errors"].items():
         shown.add_row(Text(name, style="red"), f"{count:,}", share_text(min(1.0, count / due)) if due else "")
@@ -158,7 +158,7 @@ def _errors(summary: dict[str, Any]) -> list[RenderableType]:
 
 
 def _versions(summary: dict[str, Any]) -> Table:
-    shown = new_table("table", ">version", ">replies", ">first", ">last")
+    shown = columns("table", ">version", ">replies", ">first", ">last")
     for one in summary["versions"]:
         times = (seconds_text(one["first"]), seconds_text(one["last"]))
         shown.add_row(Text(one["table"]), Text(one["version"]), f"{one['count']:,}", *times)
@@ -166,7 +166,7 @@ def _versions(summary: dict[str, Any]) -> Table:
 
 
 def _events(summary: dict[str, Any]) -> Table:
-    shown = new_table(">at", "event", "end", ">took", "detail")
+    shown = columns(">at", "event", "end", ">took", "detail")
     for one in summary["events"]:
         end = Text("done") if one["ok"] else Text("failed", style="red")
         took = time_text(one["seconds"] * 1e9) if one["seconds"] else ""

@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 
+from embstore.common.api_keys import read_api_keys
+from embstore.errors import ConfigError
 from loadtest.errors import LoadError, ScenarioError
 from loadtest.scenario.model import Scenario
 
@@ -20,15 +22,9 @@ def api_headers(scenario: Scenario) -> list[tuple[str, str]]:
     if not scenario.api_key_file:
         return []
     try:
-        lines = Path(scenario.api_key_file).read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise LoadError(f"api_key_file: cannot read {scenario.api_key_file}: {_reason(error)}") from error
-    keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if not keys:
-        raise LoadError(f"api_key_file: there is no key in {scenario.api_key_file}")
-    if not (keys[0].isascii() and keys[0].isprintable()):
-        raise LoadError(f"api_key_file: the key in {scenario.api_key_file} must be of printable ASCII characters")
-    return [("x-api-key", keys[0])]
+        return [("x-api-key", read_api_keys(Path(scenario.api_key_file))[0])]
+    except ConfigError as error:
+        raise LoadError(f"api_key_file: {error}") from error
 
 
 def tls_context(scenario: Scenario) -> ssl.SSLContext:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from embstore.common.zipf import Zipf
 from loadtest.errors import ScenarioError
 from loadtest.scenario.model import IdDistribution
 from loadtest.workload.permutation import Permutation
@@ -88,50 +89,13 @@ class HotIds:
 
 
 class ZipfIds:
-    """The k-th most frequent id with probability ~ k ** -exponent; memory does not grow with the number of ids.
-
-    Rejection-inversion (Hörmann and Derflinger, 1996): ranks are drawn from a density above the law, whose integral
-    has an inverse, and the few that lie above the law are drawn again.
-    """
+    """The k-th most frequent id with probability ~ k ** -exponent; memory does not grow with the number of ids."""
 
     def __init__(self, num_ids: int, exponent: float, permutation: Permutation, rng: np.random.Generator) -> None:
-        self.num_ids, self.exponent, self.permutation, self.rng = num_ids, exponent, permutation, rng
-        self.begin = float(self._integral(np.array([1.5]))[0]) - 1.0
-        self.end = float(self._integral(np.array([num_ids + 0.5]))[0])
-        second = self._integral(np.array([2.5])) - 2.0**-exponent
-        self.squeeze = 2.0 - float(self._inverse(second)[0])
-        """Ranks so close above their draw are under the law for sure."""
+        self.law, self.permutation, self.rng = Zipf(num_ids, exponent), permutation, rng
 
     def draw(self, count: int, second: float) -> Ids:  # noqa: ARG002
-        ranks_B = np.empty(count, np.int64)
-        missing = 0
-        while missing < count:
-            drawn = self._try(count - missing)
-            ranks_B[missing : missing + len(drawn)] = drawn
-            missing += len(drawn)
-        return self.permutation(ranks_B - 1)
-
-    def _try(self, count: int) -> Ids:
-        """At most `count` ranks from 1 up."""
-        u = self.end + self.rng.random(count) * (self.begin - self.end)
-        x = self._inverse(u)
-        ranks = np.clip(np.floor(x + 0.5), 1, self.num_ids)
-        good = ranks - x <= self.squeeze
-        (unsure,) = np.nonzero(~good)
-        law = ranks[unsure] ** -self.exponent
-        good[unsure] = u[unsure] >= self._integral(ranks[unsure] + 0.5) - law
-        return ranks[good].astype(np.int64)
-
-    def _integral(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of t ** -exponent from 1 to x; smooth where the exponent passes 1."""
-        log = np.log(x)
-        scaled = (1.0 - self.exponent) * log
-        return log * _ratio(np.expm1, scaled)
-
-    def _inverse(self, area: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The x up to which the integral is `area`."""
-        scaled = np.maximum(area * (1.0 - self.exponent), -1.0 + 1e-15)
-        return np.exp(area * _ratio(np.log1p, scaled))
+        return self.permutation(self.law.draw(count, self.rng))
 
 
 class ListedIds:
@@ -166,9 +130,3 @@ class ReplayIds:
         self.cycled = True
         self.at %= len(self.ids)
         return self.ids[np.arange(first, first + count) % len(self.ids)]
-
-
-def _ratio(function: np.ufunc, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """function(x) / x, and its limit 1 (to first order) where x is nearly 0."""
-    small = np.abs(x) < 1e-12
-    return np.where(small, 1.0, function(x) / np.where(small, 1.0, x))

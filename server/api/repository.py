@@ -250,7 +250,7 @@ def _metadata(tables: Registry, model: str, version: str | None) -> ModelMetadat
     inputs, outputs = [], []
     for name, table in served.items():
         prefix = "" if model != MANY else f"{name}."
-        datatype = "BYTES" if table.ids.key_type is str else "INT64"
+        datatype = "BYTES" if table.ids.id_type is str else "INT64"
         inputs += [
             TensorMetadata(name, datatype, [-1]),
             TensorMetadata(prefix + OFFSETS, "INT64", [-1]),

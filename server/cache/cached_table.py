@@ -5,7 +5,7 @@ Redis for that rest first. What takes long is awaited: Redis, and misses that ar
 never cached: what is cached is a version's rows.
 """
 
-# Shapes: B keys in a request, M rows that the tier does not have, K rows tried at load, D embedding_dim.
+# Shapes: B ids in a request, M rows that the tier does not have, K rows tried at load, D embedding_dim.
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import structlog
 from numpy.typing import NDArray
 
 from embstore.errors import ConfigError
-from embstore.ids import Keys
+from embstore.ids import Ids
 from embstore.table import Fetched, Floats, Resolved, Table
 from server.cache.hot_rows import HotRows
 from server.cache.policy import BATCH_SIZES, COMPUTE, LOCAL, REDIS, CachePolicy
@@ -32,7 +32,7 @@ from server.metrics.recorder import Lookups
 
 log = structlog.get_logger()
 Rows = NDArray[np.int64]
-Compute = Callable[[Table, Keys, str, Floats | None], Fetched | Awaitable[Fetched]]
+Compute = Callable[[Table, Ids, str, Floats | None], Fetched | Awaitable[Fetched]]
 """A lookup by a table alone: at once, or awaitable where it would take long."""
 InThread = Callable[..., Awaitable[Any]]
 """Calls a function with arguments in a thread."""
@@ -113,26 +113,26 @@ class CachedTable:
         """The tier in this process; None while no lookup uses one, and then it takes no memory."""
         return self._tier
 
-    def fetch(self, keys: Keys, on_missing: str = "zero", out: Floats | None = None) -> Fetched | Awaitable[Fetched]:
+    def fetch(self, ids: Ids, on_missing: str = "zero", out: Floats | None = None) -> Fetched | Awaitable[Fetched]:
         """What `table.fetch` says. Awaitable when Redis is asked, or when computing would take long."""
         policy = self.policy
-        num_ids = len(keys)
+        num_ids = len(ids)
         choice, timed = (COMPUTE, False) if self._off else policy.choose(num_ids)
         if choice == COMPUTE:
             if not timed:
-                return self._compute(self.table, keys, on_missing, out)
+                return self._compute(self.table, ids, on_missing, out)
             began = time.perf_counter()
-            fetched = self._compute(self.table, keys, on_missing, out)
+            fetched = self._compute(self.table, ids, on_missing, out)
             if type(fetched) is Fetched:
                 policy.observe(COMPUTE, num_ids, time.perf_counter() - began)
             return fetched
         tier = self._tier or self._fit_tier()
         if tier is None:
-            return self._compute(self.table, keys, on_missing, out)
+            return self._compute(self.table, ids, on_missing, out)
         vectors_BD = np.empty((num_ids, self.table.embedding_dim), np.float32) if out is None else out
         if num_ids > self._inline_ids:
-            return self._in_thread(self._whole, tier, keys, on_missing, vectors_BD)
-        return self._through_tier(tier, choice, timed, keys, on_missing, vectors_BD)
+            return self._in_thread(self._whole, tier, ids, on_missing, vectors_BD)
+        return self._through_tier(tier, choice, timed, ids, on_missing, vectors_BD)
 
     def warm(self, before: CachedTable | None) -> None:
         """Fill the tier: the publisher's hot ids, then what was hottest in the version before, computed on this one."""
@@ -142,8 +142,8 @@ class CachedTable:
         rows = [_present(table, table.manifest.hot_ids if table.manifest is not None else [])]
         if before is not None and before.tier is not None:
             hottest = before.tier.hottest(tier.num_rows)
-            if before.table.ids.key_type is table.ids.key_type:
-                rows.append(_present(table, before.table.ids.keys(hottest)))
+            if before.table.ids.id_type is table.ids.id_type:
+                rows.append(_present(table, before.table.ids.ids_of(hottest)))
         every = np.concatenate(rows)
         _, first = np.unique(every, return_index=True)
         wanted = every[np.sort(first)][: tier.num_rows]
@@ -164,11 +164,11 @@ class CachedTable:
         }
 
     def _through_tier(
-        self, tier: HotRows, choice: str, timed: bool, keys: Keys, on_missing: str, vectors_BD: Floats
+        self, tier: HotRows, choice: str, timed: bool, ids: Ids, on_missing: str, vectors_BD: Floats
     ) -> Fetched | Awaitable[Fetched]:
         began = time.perf_counter()
         table = self.table
-        resolved, missed, num_hits = self._take(tier, keys, on_missing, vectors_BD)
+        resolved, missed, num_hits = self._take(tier, ids, on_missing, vectors_BD)
         if len(missed):
             misses = self._misses(tier, resolved, missed, vectors_BD)
             rows_M = misses.rows_M
@@ -181,7 +181,7 @@ class CachedTable:
             if choice == REDIS and self._redis is not None:
                 self._redis.put_soon(table, rows_M, computed)
         if timed and choice != REDIS:
-            self.policy.observe(choice, len(keys), time.perf_counter() - began, num_hits)
+            self.policy.observe(choice, len(ids), time.perf_counter() - began, num_hits)
         return Fetched(vectors_BD, resolved.found_B, resolved.missing)
 
     async def _later(self, misses: _Misses, began: float | None, num_hits: int) -> Fetched:
@@ -212,19 +212,19 @@ class CachedTable:
             redis.put_soon(table, rows, computed)
         return misses.fill(found_MD)
 
-    def _whole(self, tier: HotRows, keys: Keys, on_missing: str, vectors_BD: Floats) -> Fetched:
+    def _whole(self, tier: HotRows, ids: Ids, on_missing: str, vectors_BD: Floats) -> Fetched:
         """A very large lookup, in a thread of its own; Redis is not asked for thousands of rows."""
-        resolved, missed, _ = self._take(tier, keys, on_missing, vectors_BD)
+        resolved, missed, _ = self._take(tier, ids, on_missing, vectors_BD)
         if len(missed):
             misses = self._misses(tier, resolved, missed, vectors_BD)
             misses.fill(_computed(self.table, misses.rows_M))
         return Fetched(vectors_BD, resolved.found_B, resolved.missing)
 
-    def _take(self, tier: HotRows, keys: Keys, on_missing: str, vectors_BD: Floats) -> tuple[Resolved, Rows, int]:
+    def _take(self, tier: HotRows, ids: Ids, on_missing: str, vectors_BD: Floats) -> tuple[Resolved, Rows, int]:
         """Fill what the tier has; where the rest is, and how many it had."""
-        resolved = self.table.resolve(keys, on_missing, vectors_BD)
+        resolved = self.table.resolve(ids, on_missing, vectors_BD)
         missed = tier.take(resolved.rows_B, vectors_BD)
-        num_hits = len(keys) - len(missed) - (0 if on_missing == "hash" else resolved.missing)
+        num_hits = len(ids) - len(missed) - (0 if on_missing == "hash" else resolved.missing)
         if num_hits:
             self._lookups.cache_count(self.table.name, "local", "hit", num_hits)
         if len(missed):
@@ -281,7 +281,7 @@ class CachedTable:
         """Time lookups that compute and lookups that find everything in a tier, of the same ids, by size of batch."""
         table, rows_K = self.table, _tried_rows(self.table)
         most = BATCH_SIZES[-1]
-        (whole_s,) = _best_seconds(partial(table.fetch, self._tried_keys(rows_K, most)))
+        (whole_s,) = _best_seconds(partial(table.fetch, self._tried_ids(rows_K, most)))
         floor_s = PROBE_SECONDS + FLOAT_SECONDS * table.embedding_dim
         tier = None
         if whole_s > most * floor_s:  # else no tier can be faster: none is compiled to see it, and none is ever tried
@@ -289,11 +289,11 @@ class CachedTable:
             rows_K, tier = (hit_K, tier) if len(hit_K) else (rows_K, None)
         for batch, size in zip(BATCHES, BATCH_SIZES, strict=True):
             if tier is None:
-                (compute_s,) = _best_seconds(partial(table.fetch, self._tried_keys(rows_K, size)))
+                (compute_s,) = _best_seconds(partial(table.fetch, self._tried_ids(rows_K, size)))
                 hit_s = math.inf
             else:
-                keys = self._tried_keys(rows_K, size)
-                compute_s, hit_s = _best_seconds(partial(table.fetch, keys), partial(_all_hits, table, tier, keys))
+                ids = self._tried_ids(rows_K, size)
+                compute_s, hit_s = _best_seconds(partial(table.fetch, ids), partial(_all_hits, table, tier, ids))
             self.policy.measured(batch, compute_s, hit_s)
 
     def _tried_tier(self, rows_K: Rows) -> tuple[HotRows, Rows]:
@@ -304,15 +304,15 @@ class CachedTable:
         hits[tier.take(rows_K, np.empty((len(rows_K), self.table.embedding_dim), np.float32))] = False
         return tier, rows_K[hits]
 
-    def _tried_keys(self, rows_K: Rows, size: int) -> Keys:
-        listed = self.table.ids.keys(np.resize(rows_K, size))
-        return np.array(listed, np.int64) if self.table.ids.key_type is int else listed
+    def _tried_ids(self, rows_K: Rows, size: int) -> Ids:
+        listed = self.table.ids.ids_of(np.resize(rows_K, size))
+        return np.array(listed, np.int64) if self.table.ids.id_type is int else listed
 
 
-def _all_hits(table: Table, tier: HotRows, keys: Keys) -> None:
+def _all_hits(table: Table, tier: HotRows, ids: Ids) -> None:
     """A lookup without misses, but for its counters."""
-    vectors_BD = np.empty((len(keys), table.embedding_dim), np.float32)
-    resolved = table.resolve(keys, "zero", vectors_BD)
+    vectors_BD = np.empty((len(ids), table.embedding_dim), np.float32)
+    resolved = table.resolve(ids, "zero", vectors_BD)
     tier.take(resolved.rows_B, vectors_BD)
     Fetched(vectors_BD, resolved.found_B, resolved.missing)
 
@@ -324,9 +324,9 @@ def _computed(table: Table, rows_M: Rows) -> Floats:
     return vectors_MD
 
 
-def _present(table: Table, keys: Keys) -> Rows:
-    """Rows of those keys that the table has."""
-    rows, _ = table.ids.rows(keys)
+def _present(table: Table, ids: Ids) -> Rows:
+    """Rows of those ids that the table has."""
+    rows, _ = table.ids.rows(ids)
     return rows[rows >= 0]
 
 

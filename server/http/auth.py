@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from fastapi import Request
 
+from embstore.common.api_keys import read_api_keys
 from embstore.errors import ConfigError, Forbidden, Unauthorized
 
 MIN_KEY_BYTES = 8
@@ -107,12 +108,9 @@ def _read(path: Path | None) -> list[bytes]:
     if path is None:
         return []
     try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ConfigError(f"keys file {path}: {error.strerror or error}") from error
-    keys = [line.strip() for line in lines if line.strip() and not line.startswith(b"#")]
-    if not keys:
-        raise ConfigError(f"keys file {path} holds no key: put one on each line")
+        keys = [key.encode() for key in read_api_keys(path)]
+    except ConfigError as error:
+        raise ConfigError(f"keys file {error}") from error
     if any(len(key) < MIN_KEY_BYTES for key in keys):
         raise ConfigError(f"keys file {path} holds a key of fewer than {MIN_KEY_BYTES} characters")
     return keys

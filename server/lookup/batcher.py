@@ -36,7 +36,7 @@ import structlog
 
 from embstore.device import Part, device_named, hand_out
 from embstore.errors import DeviceFailed, Draining, NotReady, Overloaded
-from embstore.ids import Keys
+from embstore.ids import Ids
 from embstore.table import Fetched, Floats, Resolved, Table
 
 log = structlog.get_logger()
@@ -105,7 +105,7 @@ class _Queue:
 
 
 class DynamicBatcher:
-    """Looks keys up on a thread of its own, several requests at a time; made once a process, after it forked.
+    """Looks ids up on a thread of its own, several requests at a time; made once a process, after it forked.
 
     max_delay_s: how long a request may wait for others on an idle device. max_ids: ids of a launch, unless one request
     has more. max_pending: requests that may wait. stuck_s: how long a launch may take before `problem` says it hangs.
@@ -137,15 +137,15 @@ class DynamicBatcher:
             return f"a launch has been running for more than {self.stuck_s:g} s"
         return self._failed
 
-    def fetch(self, table: Table, keys: Keys, on_missing: str, out: Floats | None = None) -> asyncio.Future[Fetched]:
-        """What `table.fetch` gives, later; called on the event loop, raises at once what is wrong with the keys.
+    def fetch(self, table: Table, ids: Ids, on_missing: str, out: Floats | None = None) -> asyncio.Future[Fetched]:
+        """What `table.fetch` gives, later; called on the event loop, raises at once what is wrong with the ids.
 
         Overloaded when too many are waiting, NotReady when the device has failed. `out` is the device thread's until
         the future is done, and after a cancellation until the launch under way has ended: use it for nothing else then.
         """
-        self._admit(table, len(keys))
-        vectors_BD = np.empty((len(keys), table.embedding_dim), np.float32) if out is None else out
-        resolved = table.resolve(keys, on_missing, vectors_BD)
+        self._admit(table, len(ids))
+        vectors_BD = np.empty((len(ids), table.embedding_dim), np.float32) if out is None else out
+        resolved = table.resolve(ids, on_missing, vectors_BD)
         future: asyncio.Future[Fetched] = asyncio.get_running_loop().create_future()
         if resolved.missing == len(resolved.rows_B) and not (resolved.rows_B >= 0).any():
             future.set_result(Fetched(vectors_BD, resolved.found_B, resolved.missing))

@@ -19,7 +19,7 @@ from pathlib import Path
 import structlog
 
 from embstore.errors import EmbstoreError, NotReady, StoreError, TableNotFound
-from embstore.publish import Store
+from embstore.publish.store import Store
 from embstore.store.labels import Label
 from embstore.store.local import LATEST, Release, Survey
 from embstore.table import Table

@@ -6,14 +6,13 @@ look at the store. The folder begins empty with the group, so that a restart ser
 
 from __future__ import annotations
 
-import fcntl
-import os
 import threading
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
-from embstore.common.atomic_files import make_folder, read_json, storing, write_json
+from embstore.common.atomic_files import make_folder, read_json, write_json
+from embstore.common.locks import locked
 
 _FILE = "unloaded.json"
 
@@ -54,10 +53,5 @@ class UnloadedTables:
                 yield
                 return
             make_folder(self._folder)
-            with storing(f"locking {self._folder}"):
-                lock = os.open(self._folder, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(self._folder):
                 yield
-            finally:
-                os.close(lock)

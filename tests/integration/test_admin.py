@@ -16,7 +16,7 @@ from support.serving import ServerProcess, serving
 
 import embstore
 from embstore.errors import NotReady, StoreError, TableNotFound, VerificationFailed
-from embstore.publish import Store
+from embstore.publish.store import Store
 from server.metrics.recorder import Metrics
 from server.tables.registry import Registry
 from server.tables.unloaded import UnloadedTables

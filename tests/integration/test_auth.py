@@ -114,7 +114,9 @@ def test_without_an_admin_key_changes_are_for_this_machine_alone() -> None:
         ApiKeys([b"key-of-one"], [], host="127.0.0.1").check_admin({b"host": b"localhost"})
 
 
-@pytest.mark.parametrize(("text", "why"), [("", "holds no key"), ("short\n", "fewer than 8"), (None, "No such file")])
+@pytest.mark.parametrize(
+    ("text", "why"), [("", "no API key found"), ("short\n", "fewer than 8"), (None, "No such file")]
+)
 def test_a_keys_file_that_opens_nothing_is_an_error(tmp_path: Path, text: str | None, why: str) -> None:
     """A mistake in it must not leave the door open."""
     path = tmp_path / "keys"

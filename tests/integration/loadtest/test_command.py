@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from support.serving import ServerProcess, serving
 
-from embstore.publish import open_store
+from embstore.publish.store import open_store
 from loadtest import command
 from loadtest.errors import LoadError
 from loadtest.report.files import read_results, results_to_json

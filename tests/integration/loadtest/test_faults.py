@@ -78,7 +78,7 @@ def test_what_a_server_may_say_beforehand(server: ServerProcess, key_file: str, 
     for file, said in (
         ("", refused),
         (str(tmp_path / "wrong"), refused),
-        (str(tmp_path / "empty"), f"api_key_file: there is no key in {tmp_path / 'empty'}"),
+        (str(tmp_path / "empty"), f"api_key_file: {tmp_path / 'empty'}: no API key found; put one on each line"),
         (
             str(tmp_path / "words"),
             f"api_key_file: the key in {tmp_path / 'words'} must be of printable ASCII characters",

@@ -15,7 +15,7 @@ ABSENT = {
     "embstore.store.local": HEAVY,
     "embstore.store.republish": HEAVY,
     "embstore.schemes": HEAVY,
-    "embstore.publish": ("numba", "polars", "fastapi", "redis", "server", "embstore.train"),
+    "embstore.publish.store": ("numba", "polars", "fastapi", "redis", "server", "embstore.train"),
     "embstore.schemes.memcom": ("numba", "polars", "fastapi", "embstore.table", "embstore.store.local"),
     "embstore.train.run": ("fastapi", "redis", "server", "loadtest", "embstore_client"),
     "server.settings": HEAVY,

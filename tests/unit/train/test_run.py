@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from msgspec.structs import replace
 
 from embstore.common.progress import PlainLines, Silent, Terminal, make_reporter
 from embstore.errors import ConfigError, Conflict, DataError
@@ -19,7 +19,7 @@ from embstore.train.config import TrainConfig, load_config
 from embstore.train.data import read_dataset
 from embstore.train.loop import Examples, fit
 from embstore.train.model import make_model
-from embstore.train.result import TrainResult
+from embstore.train.publication import TrainResult
 from embstore.train.run import train
 
 CONFIG = """
@@ -74,13 +74,13 @@ def test_release_holds_what_was_trained(config_path: Path) -> None:
     dataset = read_dataset(load_config(config_path).data, 0)
     for name, ids in (("user", dataset.users), ("item", dataset.items)):
         table, manifest = store.load(name, "canary"), store.manifest(name, 1)
-        assert manifest.hot_ids == list(ids.keys[:5])
+        assert manifest.hot_ids == list(ids.ids[:5])
         assert manifest.num_ids == len(ids)
         assert manifest.metrics["ndcg@10"] == result.metrics["ndcg@10"]
         assert manifest.metrics["popularity_ndcg@10"] == result.popularity["ndcg@10"]
         assert table.scheme.name == result.tables[name].scheme
         assert result.tables[name].num_bytes * result.tables[name].ratio == pytest.approx(len(ids) * 16 * 4)
-        _, found = table.lookup(list(ids.keys), return_found=True)
+        _, found = table.lookup(list(ids.ids), return_found=True)
         assert found.all()
     assert json.loads(json.dumps(result.to_json()))["fit"]["num_epochs"] == result.fit.num_epochs
 
@@ -104,7 +104,7 @@ def test_published_vectors_are_the_modules(config_path: Path, monkeypatch: pytes
     run(config_path, "store")
     dataset = read_dataset(load_config(config_path).data, 0)
     for name, ids in (("user", dataset.users), ("item", dataset.items)):
-        served = open_store(config_path.parent / "store").load(name, "canary").lookup(ids.keys)
+        served = open_store(config_path.parent / "store").load(name, "canary").lookup(ids.ids)
         with torch.no_grad():
             composed = models[0].tables()[name](torch.arange(len(ids)))
         np.testing.assert_allclose(served, composed.numpy(), rtol=1e-6, atol=1e-7)

@@ -96,7 +96,7 @@ def walk(cached: CachedTable, keys: Any, on_missing: str, out: Any = None) -> Fe
 @pytest.mark.parametrize("scheme", ["full", "dhe"])
 def test_every_way_gives_what_the_table_gives(scheme: str, kind: str, mode: str) -> None:
     """All policies for missing ids, all id spaces, cold and warm, into arrays of the caller's too."""
-    ids = None if kind == "dense" else Vocabulary.from_keys(KEYS[kind])
+    ids = None if kind == "dense" else Vocabulary.from_ids(KEYS[kind])
     table = full_table(ids=ids) if scheme == "full" else dhe_table(ids=ids)
     cached = cached_table(table, Counts(), mode)
     for _ in range(2):
@@ -183,11 +183,11 @@ def test_memory_is_given_back_when_no_batch_uses_the_tier() -> None:
 def test_a_new_version_starts_with_hot_ids_and_what_was_hot() -> None:
     """The publisher's hot ids and the old version's hottest keys are hits at once, with the new version's vectors."""
     keys = KEYS["string"]
-    before = cached_table(full_table(1, ids=Vocabulary.from_keys(keys)), Counts())
+    before = cached_table(full_table(1, ids=Vocabulary.from_ids(keys)), Counts())
     for _ in range(3):
         walk(before, keys[100:200], "zero")
     other_order = keys[50:][::-1]  # other rows, and some keys are gone
-    table = replace(full_table(2, hot_ids=[*keys[300:310], "gone"]), ids=Vocabulary.from_keys(other_order))
+    table = replace(full_table(2, hot_ids=[*keys[300:310], "gone"]), ids=Vocabulary.from_ids(other_order))
     counts = Counts()
     cached = cached_table(table, counts)
     cached.warm(before)
@@ -267,7 +267,7 @@ def make_tier(url: str, counts: Counts) -> RedisCache:
 @pytest.mark.parametrize("kind", KEYS)
 def test_with_redis_every_reply_is_the_tables_too(valkey: ValkeyServer, kind: str) -> None:
     """Two servers share a Redis: what one computed the other reads; a lookup without misses does not wait."""
-    ids = None if kind == "dense" else Vocabulary.from_keys(KEYS[kind])
+    ids = None if kind == "dense" else Vocabulary.from_ids(KEYS[kind])
     table, counts = dhe_table(ids=ids, name=f"redis-{kind}"), Counts()
 
     async def run() -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from embstore.ids import Vocabulary
-from embstore.publish import Publication
+from embstore.publish.publication import Publication
 from embstore.schemes.base import Scheme
 from embstore.train.config import TrainConfig
 from embstore.train.data import Dataset
@@ -58,8 +58,8 @@ def to_publish(
     return {
         name: Publication(
             table.cpu(),
-            ids=Vocabulary.from_keys(ids[name].keys),
-            hot_ids=ids[name].hottest(config.publish.num_hot_ids),
+            ids=Vocabulary.from_ids(ids[name].ids),
+            hot_ids=ids[name].ids[: config.publish.num_hot_ids],
             metrics={
                 **figures,
                 "num_train_events": len(dataset.train),
@@ -106,6 +106,6 @@ def describe_model(model: Factorisation) -> str:
     )
 
 
-def in_words(metrics: Metrics) -> str:
+def describe_metrics(metrics: Metrics) -> str:
     """Metrics in a line."""
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
