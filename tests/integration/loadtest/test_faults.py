@@ -81,9 +81,9 @@ def test_what_a_server_may_say_beforehand(server: ServerProcess, key_file: str, 
         (str(tmp_path / "empty"), f"api_key_file: {tmp_path / 'empty'}: no API key found; put one on each line"),
         (
             str(tmp_path / "words"),
-            f"api_key_file: the key in {tmp_path / 'words'} must be of printable ASCII characters",
+            f"api_key_file: {tmp_path / 'words'}: an API key must be printable ASCII characters",
         ),
-        (str(tmp_path / "no"), f"api_key_file: cannot read {tmp_path / 'no'}: No such file or directory"),
+        (str(tmp_path / "no"), f"api_key_file: {tmp_path / 'no'}: No such file or directory"),
     ):
         with pytest.raises(LoadError) as error:
             worker_pool.run(replace(asked, api_key_file=file))
