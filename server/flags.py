@@ -22,8 +22,8 @@ class SettingsCommand(TyperCommand):
         options = [
             TyperOption(
                 param_decls=[f"--{name.replace('_', '-')}", name],
-                metavar=shown_type(field),
-                help=f"{field.description} Default: {shown_default(field)}.",
+                metavar="VALUE",
+                help=f"{field.description} ({shown_type(field)}, default {shown_default(field)})",
             )
             for name, field in Settings.model_fields.items()
         ]
