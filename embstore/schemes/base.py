@@ -133,11 +133,16 @@ class Scheme(nn.Module):
         """sparse: gradients of rows are sparse; init_std: standard deviation of the vectors at their start, None:
         `embedding_dim ** -0.5`; generator: of what is drawn; options: the fields of Config, and what `start` takes."""
         super().__init__()
-        sizes = {field.name for field in fields(self.Config)} & options.keys()
-        parameters = {name: options.pop(name) for name in sizes}
+        parameters = self.parameters_in(options)
         self.config = self.Config(num_embeddings=num_embeddings, embedding_dim=embedding_dim, **parameters)
         self.sparse = sparse
-        self.start(target_std(embedding_dim, init_std), generator, **options)
+        rest = {name: value for name, value in options.items() if name not in parameters}
+        self.start(target_std(embedding_dim, init_std), generator, **rest)
+
+    @classmethod
+    def parameters_in(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the options that are fields of Config."""
+        return {field.name: options[field.name] for field in fields(cls.Config) if field.name in options}
 
     def start(self, std: float, generator: torch.Generator | None) -> None:
         """Make the parameters of `self.config`: composed vectors start with mean 0 and standard deviation `std`."""
@@ -283,7 +288,7 @@ class Scheme(nn.Module):
 
     def num_bytes(self, dtype: str = "float32") -> int:
         """Bytes of the stored tensors, which is their size on disk, with rows stored as `dtype`."""
-        return sum(slot.num_bytes for slot in packed_layout(self.layout(self.config), dtype).values())
+        return sum(spec.num_bytes for spec in packed_layout(self.layout(self.config), dtype).values())
 
     def check(self, ids: Tensor) -> None:
         """IdOutOfRange unless all ids are integers in `[0, num_embeddings)`: a bad id never reads a row."""

@@ -258,7 +258,7 @@ class DHE(Scheme):
             )
 
         def size(half: int) -> int:
-            return sum(slot.num_bytes for slot in cls.layout(config(half)).values())
+            return sum(spec.num_bytes for spec in cls.layout(config(half)).values())
 
         if num_bytes < size(1):
             raise ConfigError(

@@ -140,7 +140,7 @@ class DoubleHash(Scheme):
     ) -> Self:
         """The weights first, as many buckets as the rest holds, never more than there are ids."""
         only_budget(options, "num_buckets")
-        shape = {name: options[name] for name in DoubleHashConfig.__dataclass_fields__ if name in options}
+        shape = cls.parameters_in(options)
         one = DoubleHashConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim, num_buckets=1, **shape)
         weight_bytes = 4 * (one.num_weights or 0) * one.num_hashes
         fitting = buckets_in(num_bytes, 4 * one.width * one.num_tables, weight_bytes, cls.name)

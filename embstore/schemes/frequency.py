@@ -122,13 +122,8 @@ class Frequency(Scheme):
             return cls(num_embeddings, embedding_dim, num_hot=num_embeddings, num_cold=0, **options)
         if hot_share is None and frequencies is not None:
             frequencies_N = checked_frequencies(frequencies, num_embeddings)
-            all_cold = FrequencyConfig(
-                num_embeddings=num_embeddings,
-                embedding_dim=embedding_dim,
-                num_hot=0,
-                num_cold=num_rows,
-                seed=options.get("seed"),
-            )
+            sizes = {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim, "num_cold": num_rows}
+            all_cold = FrequencyConfig(num_hot=0, **sizes, **cls.parameters_in(options))
             num_hot = best_split(all_cold, frequencies_N)
         else:
             share = usual_hot_share(num_embeddings / num_rows) if hot_share is None else hot_share

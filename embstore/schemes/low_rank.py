@@ -100,28 +100,20 @@ class LowRank(Scheme):
 
     @classmethod
     def from_budget(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        frequencies: Any = None,
-        offset: bool = True,
-        **options: Any,
+        cls, num_embeddings: int, embedding_dim: int, num_bytes: int, *, frequencies: Any = None, **options: Any
     ) -> Self:
         """The largest rank that the budget holds, at most `embedding_dim`."""
         only_budget(options, "rank")
-        one = cls.layout(
-            LowRankConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim, rank=1, offset=offset)
-        )
-        least, row_bytes = sum(slot.num_bytes for slot in one.values()), 4 * (num_embeddings + embedding_dim)
+        kind = cls.parameters_in(options)
+        one = LowRankConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim, rank=1, **kind)
+        least, row_bytes = sum(s.num_bytes for s in cls.layout(one).values()), 4 * (num_embeddings + embedding_dim)
         if num_bytes < least:
             raise ConfigError(
                 f"low_rank cannot be stored in {num_bytes:,} bytes here: the least is {least:,}, because each id keeps "
                 f"a number of its own; its ratio stays below {embedding_dim}"
             )
         rank = min(1 + (num_bytes - least) // row_bytes, embedding_dim)
-        return cls(num_embeddings, embedding_dim, rank=rank, offset=offset, **options)
+        return cls(num_embeddings, embedding_dim, rank=rank, **options)
 
     def solve(self, vectors_ND: Tensor, weights_N: Tensor | None, progress: Progress | None) -> None:
         """The weighted truncated SVD (about the weighted mean, where there is an offset), which is the optimum."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.kernels import Loops
 from embstore.quantize import TensorSpec
-from embstore.schemes.base import Facts, Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, only_budget
+from embstore.schemes.base import Facts, Progress, Rows, Scheme, SchemeConfig, Tensors, normal, only_budget
 
 cpu_gather, cuda_gather = Loops("cpu.gather"), Loops("cuda.gather")
 
@@ -105,27 +105,21 @@ class MEmCom(Scheme):
 
     @classmethod
     def from_budget(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        frequencies: Any = None,
-        bias: bool = False,
-        offset: bool = False,
-        **options: Any,
+        cls, num_embeddings: int, embedding_dim: int, num_bytes: int, *, frequencies: Any = None, **options: Any
     ) -> Self:
         """The ids' own numbers first, as many shared rows as the rest holds, never more than there are ids."""
         only_budget(options, "num_buckets")
-        own_bytes = (8 if bias else 4) * num_embeddings + (4 * embedding_dim if offset else 0)
-        if embedding_dim > 0 and num_bytes < own_bytes + 4 * embedding_dim:
-            least, ceiling = own_bytes + 4 * embedding_dim, embedding_dim / (2 if bias else 1)
+        kind = cls.parameters_in(options)
+        one = MEmComConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim, num_buckets=1, **kind)
+        least = sum(spec.num_bytes for spec in cls.layout(one).values())
+        if num_bytes < least:
+            ceiling = embedding_dim / (2 if one.bias else 1)
             raise ConfigError(
                 f"memcom cannot be stored in {num_bytes:,} bytes here: the least is {least:,}, because each id keeps "
-                f"{'two numbers' if bias else 'a number'} of its own; its ratio stays below {ceiling:g}"
+                f"{'two numbers' if one.bias else 'a number'} of its own; its ratio stays below {ceiling:g}"
             )
-        num_buckets = min(buckets_in(num_bytes, 4 * embedding_dim, own_bytes, cls.name), num_embeddings)
-        return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, bias=bias, offset=offset, **options)
+        num_buckets = min(1 + (num_bytes - least) // (4 * embedding_dim), num_embeddings)
+        return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, **options)
 
     def solve(self, vectors_ND: Tensor, weights_N: Tensor | None, progress: Progress | None) -> None:
         """Per bucket the best rank-1 approximation of its vectors, less the weighted mean where there is an offset."""

@@ -176,19 +176,11 @@ class PathBased(Scheme):
 
     @classmethod
     def from_budget(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        frequencies: Any = None,
-        hidden_dim: int = 16,
-        input_dim: int | None = None,
-        **options: Any,
+        cls, num_embeddings: int, embedding_dim: int, num_bytes: int, *, frequencies: Any = None, **options: Any
     ) -> Self:
         """The largest shared table such that it and its networks fit: the fewer networks, the more rows."""
         only_budget(options, "num_buckets")
-        sizes: dict[str, Any] = {"hidden_dim": hidden_dim, "input_dim": input_dim}
+        sizes = cls.parameters_in(options)
         config = PathConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim, num_buckets=1, **sizes)
         search = _sizes(num_embeddings, config.width, config.network_floats)
         num_buckets = search.largest(num_bytes // 4)
@@ -200,7 +192,7 @@ class PathBased(Scheme):
                 f"each of ceil(n / m) networks takes {4 * config.network_floats:,}; "
                 f"its ratio cannot pass {4 * num_embeddings * embedding_dim / least:.4g}"
             )
-        return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, **sizes, **options)
+        return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, **options)
 
 
 def _sizes(num_ids: int, row_floats: int, network_floats: int) -> Search:

@@ -145,7 +145,7 @@ def _largest(
         )
 
     def size(parts: int, codes: int) -> int:
-        return sum(slot.num_bytes for slot in CodeTable.layout(config(parts, codes)).values())
+        return sum(spec.num_bytes for spec in CodeTable.layout(config(parts, codes)).values())
 
     candidates = divisors(embedding_dim) if num_parts is None else [num_parts]
     least = size(candidates[0], 1 if num_codes is None else num_codes)  # which refuses what no config can have

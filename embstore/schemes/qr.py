@@ -154,30 +154,18 @@ class QR(Scheme):
 
     @classmethod
     def from_budget(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        frequencies: Any = None,
-        op: str = "mult",
-        num_partitions: int = 2,
-        partition: str = "radix",
-        threshold: int = 0,
-        **options: Any,
+        cls, num_embeddings: int, embedding_dim: int, num_bytes: int, *, frequencies: Any = None, **options: Any
     ) -> Self:
         """The largest first partition such that all of them fit: it gives the hottest ids rows of their own."""
         only_budget(options, "num_buckets")
-        kind: dict[str, Any] = {
-            "op": op, "num_partitions": num_partitions, "partition": partition, "threshold": threshold
-        }  # fmt: skip
+        kind = cls.parameters_in(options)
         config = QRConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim, num_buckets=1, **kind)
         row_bytes = 4 * config.width
-        if num_embeddings <= threshold:
+        if num_embeddings <= config.threshold:
             num_buckets = num_embeddings if num_embeddings * row_bytes <= num_bytes else None
-            least, why = num_embeddings, f"a table of {threshold:,} ids or fewer is plain"
+            least, why = num_embeddings, f"a table of {config.threshold:,} ids or fewer is plain"
         else:
-            search = first_moduli(num_embeddings, num_partitions, coprime=partition == "crt")
+            search = first_moduli(num_embeddings, config.num_partitions, coprime=config.partition == "crt")
             num_buckets, first = search.largest(num_bytes // row_bytes), search.least()
             least, why = search.total(first), f"m = {first:,}"
         if num_buckets is None:
@@ -185,7 +173,7 @@ class QR(Scheme):
                 f"qr cannot be stored in {num_bytes:,} bytes here: the least is {least * row_bytes:,} ({why}); "
                 f"its ratio cannot pass {4 * num_embeddings * embedding_dim / (least * row_bytes):.4g}"
             )
-        return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, **kind, **options)
+        return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, **options)
 
     def solve(self, vectors_ND: Tensor, weights_N: Tensor | None, progress: Progress | None) -> None:
         """Alternating least squares: each partition's rows have a closed form, given the others'.
