@@ -40,6 +40,10 @@ class IdSpace:
 
     def rows(self, ids: Ids) -> tuple[Int64s, int]:
         """Rows of B ids, int64 [B] with -1 where missing, and how many are missing."""
+        return self.rows_of(as_int64(ids))
+
+    def rows_of(self, ids_B: Int64s) -> tuple[Int64s, int]:
+        """The same of ids that are a contiguous int64 [B] already; not for a vocabulary of strings."""
         raise NotImplementedError
 
     def hashed_rows(self, ids: Ids, num_rows: int) -> Int64s:
@@ -67,13 +71,12 @@ class Dense(IdSpace):
     kind: ClassVar[str] = "dense"
     id_type: ClassVar[type] = int
 
-    def rows(self, ids: Ids) -> tuple[Int64s, int]:
+    def rows_of(self, ids_B: Int64s) -> tuple[Int64s, int]:
         """The ids themselves when all are in range (no copy)."""
-        rows_B = as_int64(ids)
-        missing = int(_kernels().count_outside(rows_B, self.num_ids))
+        missing: int = _kernels().count_outside(ids_B, self.num_ids)
         if missing:
-            rows_B = np.where((rows_B >= 0) & (rows_B < self.num_ids), rows_B, -1)
-        return rows_B, missing
+            return np.where((ids_B >= 0) & (ids_B < self.num_ids), ids_B, -1), missing
+        return ids_B, 0
 
     def ids_of(self, rows: Int64s) -> list[int]:
         """The rows."""
@@ -129,12 +132,10 @@ class Int64Vocabulary(Vocabulary):
             raise DataError(f"id {int(ids[duplicate[0]])} is in the vocabulary twice")
         return cls(ids, slots)
 
-    def rows(self, ids: Ids) -> tuple[Int64s, int]:
+    def rows_of(self, ids_B: Int64s) -> tuple[Int64s, int]:
         """One probe sequence per id."""
-        wanted = as_int64(ids)
-        rows = np.empty(len(wanted), np.int64)
-        missing = _kernels().find_int64(self.ids_N, self.slots_C1, wanted, rows)
-        return rows, int(missing)
+        rows = np.empty(len(ids_B), np.int64)
+        return rows, _kernels().find_int64(self.ids_N, self.slots_C1, ids_B, rows)
 
     def ids_of(self, rows: Int64s) -> list[int]:
         """Ids by row."""

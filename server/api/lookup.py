@@ -79,17 +79,9 @@ class LookupHandler:
     ) -> None:
         self.tables, self.service, self.lookups, self.health = tables, service, lookups, health
         self.keys, self.buffers, self.limits = keys, buffers, limits
-        self._ids = (b"%s-%x" % (prefix, n) for prefix in [secrets.token_hex(4).encode()] for n in itertools.count(1))
+        prefix = secrets.token_hex(4).encode()
+        self.new_request_id = (b"%s-%x" % (prefix, n) for n in itertools.count(1)).__next__
         self._until_sample = 1
-
-    @property
-    def draining(self) -> bool:
-        """Whether the server is on its way down."""
-        return self.health.draining
-
-    @draining.setter
-    def draining(self, value: bool) -> None:
-        self.health.draining = value
 
     def answer(self, request: Request) -> Reply | Awaitable[Reply]:
         """The reply to a request, or what it will be; never raises."""
@@ -125,12 +117,10 @@ class LookupHandler:
         self, plan: Plan, request_id: bytes, body: bytes, began: float
     ) -> tuple[Reply | Awaitable[Reply], Request | None]:
         """The same for a request whose head was seen before, and the request where it was made."""
-        request = None
-        rows = plan.prepared
+        rows, snapshot = plan.prepared, self.tables.snapshot
         if rows is None and is_plain(plan):
             rows = plan.prepared = PlannedRows(plan)
-        snapshot = self.tables.snapshot
-        if rows is not None and (rows.is_of(snapshot) or rows.prepare(snapshot, self.limits)):
+        if rows is not None and (rows.snapshot() is snapshot or rows.prepare(snapshot, self.service, self.limits)):
             reply = self._answer_rows(rows, body, began, began + plan.timeout_s)
             if reply is not None:
                 return reply, None
@@ -141,9 +131,9 @@ class LookupHandler:
     def _answer_rows(self, rows: PlannedRows, body: bytes, began: float, deadline: float) -> Reply | None:
         """A plain lookup of float32 rows, all found, straight from body to reply; None: it takes the general way."""
         table = rows.table()
-        if table is None or not self.service.is_direct(table, rows.num_ids):
+        if table is None or not rows.is_direct():
             return None
-        ids_B, missing = table.ids.rows(np.frombuffer(body, np.int64))
+        ids_B, missing = table.ids.rows_of(np.frombuffer(body, np.int64))
         decoded = perf_counter()
         if missing or decoded > deadline:
             return None
@@ -248,6 +238,10 @@ class LookupHandler:
         status, body = problem("internal", detail, request.id.decode(), on_v2=request.route.on_v2)
         return Reply(status, _PROBLEM_HEAD, (body,))
 
+    def drain(self) -> None:
+        """The server is on its way down: probes say so."""
+        self.health.draining = True
+
     def forget(self) -> None:
         """Count a request whose client went away while it waited: nothing is looked up."""
         self.lookups.reject("disconnected")
@@ -255,7 +249,7 @@ class LookupHandler:
     def request_id(self, headers: Mapping[bytes, bytes]) -> bytes:
         """The caller's request id, or a new one."""
         given = headers.get(b"x-request-id")
-        return given if given is not None and _REQUEST_ID.fullmatch(given) else next(self._ids)
+        return given if given is not None and _REQUEST_ID.fullmatch(given) else self.new_request_id()
 
     def _snapshot(self) -> Snapshot:
         """What is served now: read once, so that a swap in the middle of a request changes nothing for it."""

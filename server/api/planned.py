@@ -6,6 +6,7 @@ every one of these gives the same as for the request before, until another snaps
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from weakref import ref
 
 import numpy as np
@@ -19,6 +20,7 @@ from server.http.limits import Limits
 from server.http.messages import COPIED_BYTES, Request
 from server.http.plans import Plan
 from server.http.routing import LOOKUP
+from server.lookup.service import LookupService
 from server.tables.snapshot import Snapshot
 
 _SCRATCH = np.empty(COPIED_BYTES // 4 - 256, np.float32)
@@ -40,26 +42,25 @@ def is_plain(plan: Plan) -> bool:
 class PlannedRows:
     """The reply to requests with one head, as long as one snapshot is served. It keeps no snapshot or table alive."""
 
-    __slots__ = ("_plan", "_snapshot", "data", "embedding_dim", "head", "num_ids", "out_BD", "table")
+    __slots__ = ("_plan", "data", "embedding_dim", "head", "is_direct", "num_ids", "out_BD", "snapshot", "table")
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._snapshot: ref[Snapshot] | None = None
+        self.snapshot: Callable[[], Snapshot | None] = _nothing
+        """What it was prepared for, while that is served."""
+        self.table: Callable[[], Table | None] = _nothing
         self.num_ids = plan.content_length // 8
         self.embedding_dim = 0
         self.head = b""
         """Header lines of a reply in which nothing is missing."""
-        self.table: ref[Table]
+        self.is_direct: Callable[[], bool] = bool
+        """Whether the next lookup is the table's own, here and now, and nobody wants it timed."""
         self.out_BD: Floats | None = None
         """Where small replies are written: one memory for all, since they are copied when they are sent, at once."""
         self.data: memoryview | None = None
         """Its bytes."""
 
-    def is_of(self, snapshot: Snapshot) -> bool:
-        """Whether it was prepared for what is served now."""
-        return self._snapshot is not None and self._snapshot() is snapshot
-
-    def prepare(self, snapshot: Snapshot, limits: Limits) -> bool:
+    def prepare(self, snapshot: Snapshot, service: LookupService, limits: Limits) -> bool:
         """Check the head against a snapshot; False where requests with it have to go the general way."""
         plan = self._plan
         body = bytes(plan.content_length)
@@ -72,12 +73,18 @@ class PlannedRows:
             check_limits(call.queries, tables, limits)
         except EmbstoreError:
             return False
-        if query.dtype != "float32":
+        direct = service.direct_check(table, self.num_ids)
+        if query.dtype != "float32" or direct is None:
             return False
         shape = np.empty((self.num_ids, table.embedding_dim), np.float32)
         self.head = vectors_head(OCTET_STREAM, Answer(query, table, Fetched(shape, None, 0)), release)
         if shape.size <= len(_SCRATCH):
             self.out_BD = _SCRATCH[: shape.size].reshape(shape.shape)
             self.data = self.out_BD.data.cast("B")
-        self.embedding_dim, self.table, self._snapshot = table.embedding_dim, ref(table), ref(snapshot)
+        self.is_direct, self.embedding_dim = direct, table.embedding_dim
+        self.table, self.snapshot = ref(table), ref(snapshot)
         return True
+
+
+def _nothing() -> None:
+    """What a reference to nothing gives."""

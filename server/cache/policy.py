@@ -103,6 +103,13 @@ class _Batch:
         self.num_ids = 0.0
         """Rows that a lookup would ask Redis for, on average."""
 
+    def skips(self) -> bool:
+        """Whether the next lookup is computed and not timed; counted where it is."""
+        if self.choice != COMPUTE or not (self.count + 1) & self.mask:
+            return False
+        self.count += 1
+        return True
+
 
 def _batch_class(num_ids: int) -> int:
     """Index into BATCHES of a lookup of this many ids."""
@@ -151,15 +158,12 @@ class CachePolicy:
             return batch.choice, False
         return self._choose_timed(batch), True
 
-    def skips_cache(self, num_ids: int) -> bool:
-        """Whether a lookup of this many ids is computed and not timed; counted where it is."""
+    def skip_check(self, num_ids: int) -> Callable[[], bool]:
+        """Says before each lookup of this many ids whether it is computed and not timed; counts it where it is."""
         if self._fixed is not None:
-            return self._fixed == COMPUTE
-        batch = self._batches[_batch_class(num_ids)]
-        if batch.choice != COMPUTE or not (batch.count + 1) & batch.mask:
-            return False
-        batch.count += 1
-        return True
+            computes = self._fixed == COMPUTE
+            return lambda: computes
+        return self._batches[_batch_class(num_ids)].skips
 
     def observe(self, choice: str, num_ids: int, seconds: float, hits: int = 0, asked: int | None = None) -> None:
         """What a timed lookup of `num_ids` cost, and how many of them the tier had.

@@ -61,19 +61,19 @@ class Admission:
         """Bytes of bodies that have begun to arrive and are not complete."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled = False
-        self._slice_began = 0.0
+        self._turn = self._slice_began = 0.0
 
-    def admits_at_once(self, began: float, num_bytes: int) -> bool:
+    def admits_at_once(self, began: float, turn: float, num_bytes: int) -> bool:
         """Whether a complete request may be answered without the queue: nothing waits, and the slice is not over.
 
-        began: `perf_counter()`. Requests that come one at a time never queue; of those that a busy event loop finds
-        waiting together, what does not fit into a slice goes the general way, which lets others be heard in between.
+        began: `perf_counter()`; turn: the event loop's time, which uvloop reads once a turn. Requests that come one at a
+        time never queue; of those that a busy event loop finds waiting together, what does not fit into a slice goes
+        the general way, which lets others be heard in between.
         """
         if self._queue or len(self._tasks) >= self.max_concurrency or not self.has_room(num_bytes):
             return False
-        if not self._slice_began:
-            self._slice_began = began
-            asyncio.get_running_loop().call_soon(self._end_slice)
+        if turn != self._turn:
+            self._turn, self._slice_began = turn, began
         return began - self._slice_began < SLICE_SECONDS
 
     def submit(self, waiting: Waiting) -> None:
@@ -105,9 +105,6 @@ class Admission:
         self._tasks.discard(task)
         if self._queue and not self._scheduled:
             self._soon()
-
-    def _end_slice(self) -> None:
-        self._slice_began = 0.0
 
     def _soon(self) -> None:
         self._scheduled = True

@@ -37,7 +37,7 @@ class App:
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 lines = [*message["headers"], (b"x-request-id", request_id)]
-                if handler.draining:  # ask the client to take its next request elsewhere
+                if self.services.draining:  # ask the client to take its next request elsewhere
                     lines.append((b"connection", b"close"))
                 message = {**message, "headers": lines}
             await send(message)

@@ -174,11 +174,11 @@ class Connection(HttpToolsProtocol):
 
     def _send_reply(self, reply: Reply, request_id: bytes, method: bytes, keep_alive: bool) -> None:
         """Send a reply, with what every reply carries."""
-        body = reply.body
+        status, lines, body, leases = reply
         size = len(body[0]) if len(body) == 1 else sum(map(len, body))
         head = b"%s%scontent-length: %d\r\nx-request-id: %s\r\n%s%s" % (
-            STATUS_LINE[reply.status],
-            reply.head,
+            STATUS_LINE[status],
+            lines,
             size,
             request_id,
             self._date(),
@@ -188,25 +188,29 @@ class Connection(HttpToolsProtocol):
             body, size = (), 0
         self.num_replies += 1
         self.server_state.total_requests += 1
-        self.services.outbox.send(self, (head, *body), len(head) + size, reply.leases)
+        outbox = self.services.outbox
+        if outbox.is_open:
+            outbox.send(self, (head, *body), len(head) + size, leases)
+        else:
+            self.write((head, *body), len(head) + size, leases)
 
     def write(self, parts: Sequence[Buffer], num_bytes: int, leases: Sequence[Floats]) -> None:
         """Send bytes, and give the memory behind them back as soon as nobody reads it any more.
 
-        Small replies are joined for the transport. Large ones go to the kernel as they are; the transport keeps what
-        is left over, and then their memory is its own.
+        Small replies are joined. They go to the kernel as they are; the transport keeps what is left over, and then
+        the memory of large ones is its own.
         """
-        transport, buffers = self.transport, self.services.buffers
+        transport = self.transport
         if num_bytes <= COPIED_BYTES:
-            transport.write(b"".join(parts))
-            buffers.give_back(leases)
-            return
+            parts = (b"".join(parts),)
         sent = 0
         if self.fd >= 0 and transport.get_write_buffer_size() == 0:
             with suppress(OSError):  # full, or broken: the transport finds out
                 sent = os.writev(self.fd, parts)
+        if sent == num_bytes or num_bytes <= COPIED_BYTES:
+            if leases:
+                self.services.buffers.give_back(leases)
             if sent == num_bytes:
-                buffers.give_back(leases)
                 return
         for part in parts:
             if sent >= len(part):

@@ -29,26 +29,24 @@ class Sender(Protocol):
 
 
 class Outbox:
-    """The replies of one event loop. Closed, it sends at once; open, it holds replies until `flush` or `close`."""
+    """The replies of one event loop that wait, while it is open, for `flush` or `close`."""
 
     def __init__(self) -> None:
-        self._replies: list[tuple[Sender, Sequence[Buffer], int, Sequence[Floats]]] | None = None
+        self._replies: list[tuple[Sender, Sequence[Buffer], int, Sequence[Floats]]] = []
         self._num_bytes = 0
+        self.is_open = False
 
     def open(self) -> None:
         """Hold replies back from now on."""
-        self._replies = []
+        self.is_open = True
 
     def close(self) -> None:
         """Send what was held back, and hold no more."""
         self.flush()
-        self._replies = None
+        self.is_open = False
 
     def send(self, sender: Sender, parts: Sequence[Buffer], num_bytes: int, leases: Sequence[Floats]) -> None:
-        """Send a reply: now, or with the others of this slice."""
-        if self._replies is None:
-            sender.write(parts, num_bytes, leases)
-            return
+        """Send a reply with the others of this slice."""
         self._replies.append((sender, parts, num_bytes, leases))
         self._num_bytes += num_bytes
         if self._num_bytes >= MAX_BYTES:

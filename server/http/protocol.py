@@ -54,15 +54,13 @@ class LookupProtocol(Connection):
         if plan is None:
             self._new_head = head
             return False
-        began = time.perf_counter()
-        num_bytes = plan.content_length
-        if len(data) - end != num_bytes or not services.admission.admits_at_once(began, num_bytes):
+        began, num_bytes = time.perf_counter(), plan.content_length
+        if len(data) - end != num_bytes or services.draining:
             return False
-        handler = services.handler
-        if handler.draining:
+        if not services.admission.admits_at_once(began, self.loop.time(), num_bytes):
             return False
-        request_id = plan.request_id or handler.request_id(plan.headers)
-        reply, request = handler.answer_planned(plan, request_id, data[end:], began)
+        request_id = plan.request_id or services.handler.new_request_id()
+        reply, request = services.handler.answer_planned(plan, request_id, data[end:], began)
         if type(reply) is Reply:
             self._send_reply(reply, request_id, b"POST", keep_alive=True)
             self.idle_since = time.monotonic()
@@ -93,7 +91,12 @@ class LookupProtocol(Connection):
         if parser is None or self.failed or self.lingers_until is not None or self.transport.is_closing():
             return
         self.read_bytes, self._new_head = len(data), b""
-        if self._is_between_messages() and self._answer_planned(data):
+        if (
+            self.receiving_since is None  # nothing is arriving, waits here, or is left to send
+            and (self.cycle is None or self.cycle.response_complete)
+            and not (self.pipeline or self.flow.write_paused or self.ending)
+            and self._answer_planned(data)
+        ):
             return
         try:
             parser.feed_data(data)
@@ -112,16 +115,6 @@ class LookupProtocol(Connection):
             self._unsupported_upgrade_warning()
         except httptools.HttpParserError:
             self._fail(400, "invalid HTTP request")
-
-    def _is_between_messages(self) -> bool:
-        """Whether nothing is arriving on this connection, waits on it or is left to send."""
-        return (
-            self.receiving_since is None
-            and (self.cycle is None or self.cycle.response_complete)
-            and not self.pipeline
-            and not self.flow.write_paused
-            and not self.ending
-        )
 
     def on_message_begin(self) -> None:
         """A new head begins."""
@@ -296,7 +289,7 @@ class LookupProtocol(Connection):
         if cycle.disconnected or self.transport.is_closing():
             services.buffers.give_back(reply.leases)
             return
-        draining = services.handler.draining
+        draining = services.draining
         if draining and not self.pipeline:  # what this connection has sent already is answered first
             cycle.keep_alive = False
         if cycle.new_head and cycle.keep_alive and reply.status == 200:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from server.http.admission import Admission
@@ -18,7 +18,7 @@ from server.metrics.recorder import Lookups
 class Handler(Protocol):
     """Who answers requests: `server.api.lookup.LookupHandler`."""
 
-    draining: bool
+    new_request_id: Callable[[], bytes]
 
     def answer(self, request: Request) -> Reply | Awaitable[Reply]:
         """The reply to a request, or what it will be; never raises."""
@@ -30,6 +30,9 @@ class Handler(Protocol):
 
     def refuse(self, request: Request, error: Exception) -> Reply:
         """The reply to a request that ends in an error, counted."""
+
+    def drain(self) -> None:
+        """The server is on its way down: probes say so."""
 
     def forget(self) -> None:
         """Count a request whose client went away while it waited."""
@@ -55,3 +58,9 @@ class Services:
         self.routes, self.plans = Routes(), Plans()
         self.connections: set[Any] = set()
         """Open connections, each a `server.http.protocol.LookupProtocol`."""
+        self.draining = False
+
+    def drain(self) -> None:
+        """From now on probes say no, and every reply asks to close its connection."""
+        self.draining = True
+        self.handler.drain()

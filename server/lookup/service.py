@@ -60,12 +60,15 @@ class LookupService:
             return table.fetch(ids, on_missing, out)
         return self.do(table.fetch, ids, on_missing, out)
 
-    def is_direct(self, table: Table, num_ids: int) -> bool:
-        """Whether a lookup of this many ids is just the table's own, here and now, and nobody wants it timed."""
+    def direct_check(self, table: Table, num_ids: int) -> Callable[[], bool] | None:
+        """Says before each lookup of this many ids whether it is just the table's own, here and now, and not timed.
+
+        None: it never is.
+        """
         if num_ids > self._inline.get(table, self.inline_ids) or table in self.batched or table.device != "cpu":
-            return False
+            return None
         cached = self.cached.get(table)
-        return cached is None or cached.policy.skips_cache(num_ids)
+        return _always if cached is None else cached.policy.skip_check(num_ids)
 
     def lookup_bags(self, table: Table, ids: Ids, on_missing: str, bags: Bags) -> Fetched | Awaitable[Fetched]:
         """One vector a bag of ids: float32 [G, D]; composed and pooled here, the cache of rows is not asked."""
@@ -111,6 +114,10 @@ class LookupService:
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self.batcher is not None:
             self.batcher.close()
+
+
+def _always() -> bool:
+    return True
 
 
 def _pooled(table: Table, ids: Ids, bags: Bags, on_missing: str) -> Fetched:

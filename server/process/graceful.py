@@ -94,7 +94,7 @@ class DrainingServer(uvicorn.Server):
             return
         self.signal = sig
         app: Any = self.config.app
-        app.services.handler.draining = True
+        app.services.drain()
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: has a signal come, and is its drain over?"""

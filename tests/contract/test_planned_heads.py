@@ -243,7 +243,7 @@ def test_a_draining_server_closes_connections_of_known_heads(store: embstore.Sto
     async def run() -> bytes:
         wire = Wire(app)
         await wire.send(octets([3]))
-        handler_of(app).draining = True
+        app.services.drain()
         return await wire.send(octets([3]))
 
     reply = asyncio.run(run())
