@@ -17,7 +17,7 @@ COPY loadtest ./loadtest
 RUN /opt/embstore/bin/pip install ${PIP_ARGS} --constraint constraints.txt ".${EXTRAS}"
 # Kernels are compiled for the processor that builds; another one compiles its own at start. What a table
 # needs beside these is compiled when it is first loaded, before the server is ready, and kept.
-RUN cd / && NUMBA_CACHE_DIR=/opt/embstore/kernels /opt/embstore/bin/python -c "import embstore.kernels.cpu.ids, embstore.kernels.cpu.pooling, embstore.kernels.cpu.hot, embstore.wire; embstore.wire.warm()"
+RUN cd / && NUMBA_CACHE_DIR=/opt/embstore/kernels /opt/embstore/bin/python -m embstore.kernels.warm
 
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin embstore

@@ -2,7 +2,8 @@
 # make ranker  an example ranking service that calls it, on http://127.0.0.1:8100
 # make test    every test
 # make check   formatting, lint, types, import rules
-# make bench   the benchmarks
+# make bench   the benchmarks; benchmarks/README.md says what each answers
+# make gpu     every test and benchmark that needs an NVIDIA card
 # make setup   .venv with exact versions; the others call it
 #
 # PYTHON=python3.12 picks another interpreter. PIP_ARGS is passed to pip: on Linux without a GPU,
@@ -14,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: setup run ranker test check bench format
+.PHONY: setup run ranker test check bench gpu format
 
 setup: $(VENV)/.complete
 
@@ -27,7 +28,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt clients/python/pyproject.toml 
 	@echo "setup: installing embstore and everything else"
 	@$(PIP) --editable '.[dev]' --editable clients/python --editable clients/examples/ranker
 	@echo "setup: compiling kernels"
-	@$(BIN)/python -c 'import embstore.kernels.cpu.ids, embstore.kernels.cpu.pooling, embstore.kernels.cpu.hot, embstore.wire; embstore.wire.warm()'
+	@$(BIN)/python -m embstore.kernels.warm
 	@touch $@
 
 run: setup
@@ -54,8 +55,11 @@ format: setup
 
 bench: setup
 	$(BIN)/embstore bench kernels
-	$(BIN)/embstore bench serve
-	$(BIN)/python benchmarks/http_figures.py
-	$(BIN)/python benchmarks/client_overhead.py
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python -m embstore.train.bench --config configs/globo.toml
+	$(BIN)/embstore bench train configs/globo.toml
+	$(BIN)/python -m benchmarks.serve
+	$(BIN)/python -m benchmarks.client_overhead
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.batching
+
+gpu: setup
+	$(BIN)/python -m benchmarks.gpu

@@ -1,38 +1,36 @@
 """Lookups joined into one launch against each by itself, on the event loop or in a pool of threads; no HTTP.
 
-`python tests/bench/join.py [--seconds 1] [--clients 16] [--device cpu] [--json]`
+    python -m benchmarks.batching [--seconds 1] [--clients 16] [--device cpu] [--json]
 
-16 clients of one event loop ask for 10, 100 or 1,000 uniform ids each, again and again. Then what telling ids of a
-joined batch apart costs and saves: eight requests of 1,000 ids, popular ones more often (Zipf, exponent 1.05).
+16 clients of one event loop ask for 10, 100 or 1,000 uniform ids each, again and again.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+import typer
 import uvloop
-from machine import show
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from numpy.typing import NDArray
 
 import embstore
+from benchmarks.show import Row, show
 from embstore import schemes
 from embstore.parallel import num_cores
 from embstore.table import Fetched, Table
-from server.lookup.batcher import Joiner, compose_joined, joining_pays
+from server.lookup.batcher import DynamicBatcher, batching_pays
 
 NUM, DIM = 200_000, 64
-Way = Callable[[Any], Awaitable[Fetched]]
+Ids = NDArray[np.int64]
+Way = Callable[[Ids], Awaitable[Fetched]]
 
 
 def tables(folder: Path, device: str) -> dict[str, Table]:
@@ -48,7 +46,7 @@ def tables(folder: Path, device: str) -> dict[str, Table]:
     return {name: store.load(name, device=device, num_threads=1) for name in modules}
 
 
-async def lookups_a_second(way: Way, batches: list[Any], clients: int, seconds: float) -> tuple[float, float]:
+async def lookups_a_second(way: Way, batches: list[Ids], clients: int, seconds: float) -> tuple[float, float]:
     """How many there were, and the 99th percentile of what one took, in milliseconds."""
     took: list[float] = []
     end = time.perf_counter() + seconds
@@ -70,24 +68,24 @@ class Requests:
     def __init__(self) -> None:
         self.num_requests: list[int] = []
 
-    def join(self, num_requests: int, num_ids: int) -> None:  # noqa: ARG002
+    def count_batch(self, num_requests: int, num_ids: int) -> None:  # noqa: ARG002
         self.num_requests.append(num_requests)
 
 
-async def compare(name: str, table: Table, num_ids: int, clients: int, seconds: float) -> dict[str, Any]:
+async def compare(name: str, table: Table, num_ids: int, clients: int, seconds: float) -> Row:
     """One row: lookups a second inline, and the other ways' as ratios to it."""
     random = np.random.default_rng(1)
     batches = [random.integers(0, NUM, num_ids) for _ in range(64)]
     requests, pool = Requests(), ThreadPoolExecutor(num_cores())
-    joiner, loop = Joiner(lookups=requests), asyncio.get_running_loop()
+    batcher, loop = DynamicBatcher(lookups=requests), asyncio.get_running_loop()
 
-    async def inline(ids: Any) -> Fetched:
+    async def inline(ids: Ids) -> Fetched:
         await asyncio.sleep(0)
         return table.fetch(ids)
 
     ways: dict[str, Way] = {
         "inline": inline,
-        "joined": lambda ids: joiner.fetch(table, ids, "zero"),
+        "joined": lambda ids: batcher.fetch(table, ids, "zero"),
         "threads": lambda ids: loop.run_in_executor(pool, table.fetch, ids),
     }
     rates: dict[str, list[float]] = {way: [] for way in ways}
@@ -97,7 +95,7 @@ async def compare(name: str, table: Table, num_ids: int, clients: int, seconds: 
             rate, p99_ms = await lookups_a_second(fetch, batches, clients, seconds / 3)
             rates[way].append(rate)
             slowest[way].append(p99_ms)
-    joiner.close()
+    batcher.close()
     pool.shutdown()
     base = statistics.median(rates["inline"])
     return {
@@ -111,62 +109,28 @@ async def compare(name: str, table: Table, num_ids: int, clients: int, seconds: 
     }
 
 
-def telling_apart(name: str, table: Table) -> dict[str, Any]:
-    """One row: a joined batch as it is, and with every id composed once."""
-    random = np.random.default_rng(2)
-    weights = np.arange(1, NUM + 1) ** -1.05
-    parts = [(random.choice(NUM, 1000, p=weights / weights.sum()), np.empty((1000, DIM), np.float32)) for _ in range(8)]
-    rows_S = np.concatenate([rows_B for rows_B, _ in parts])
-    num_unique = len(np.unique(rows_S))
-
-    def once() -> None:
-        unique_U, at_S = np.unique(rows_S, return_inverse=True)
-        vectors_UD = np.empty((len(unique_U), DIM), np.float32)
-        compose_joined(table, [(unique_U, vectors_UD)])
-        for n, (_, vectors_BD) in enumerate(parts):
-            np.take(vectors_UD, at_S[1000 * n : 1000 * (n + 1)], axis=0, out=vectors_BD, mode="clip")
-
-    all_us, once_us = median_us(lambda: compose_joined(table, parts)), median_us(once)
-    return {
-        "table": name,
-        "ids": len(rows_S),
-        "distinct": num_unique,
-        "all us": f"{all_us:,.0f}",
-        "each once us": f"{once_us:,.0f}",
-        "ratio": f"{once_us / all_us:.2f}",
-    }
-
-
-def median_us(work: Callable[[], None]) -> float:
-    """Microseconds, of 21 calls."""
-    took = []
-    for _ in range(21):
-        begin = time.perf_counter()
-        work()
-        took.append(time.perf_counter() - begin)
-    return 1e6 * statistics.median(took)
-
-
-def main() -> None:
-    """Publish, ask, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each way, table and size")
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+def main(
+    seconds: Annotated[float, typer.Option(help="Of each way, table and size.")] = 1.0,
+    clients: int = 16,
+    device: str = "cpu",
+    json: bool = False,
+) -> None:
+    """Lookups joined into one launch against each by itself."""
     with tempfile.TemporaryDirectory() as folder:
-        loaded = tables(Path(folder) / "store", given.device)
+        loaded = tables(Path(folder) / "store", device)
         rows = [
-            uvloop.run(compare(name, table, num_ids, given.clients, given.seconds))
+            uvloop.run(compare(name, table, num_ids, clients, seconds))
             for name, table in loaded.items()
             for num_ids in (10, 100, 1000)
         ]
-        show("Joined lookups, times those of inline ones", rows, as_json=given.json)
-        show("Ids of a joined batch told apart", [telling_apart(*one) for one in loaded.items()], as_json=given.json)
-        pays = [{"table": name, "joining pays": joining_pays(table)} for name, table in loaded.items()]
-        show("One launch of 2 x 1,000 ids against two", pays, as_json=given.json)
+        found = {
+            "Joined lookups, times those of inline ones": rows,
+            "One launch of 2 x 1,000 ids against two": [
+                {"table": name, "joining pays": batching_pays(table)} for name, table in loaded.items()
+            ],
+        }
+    show(found, as_json=json)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -12,17 +12,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embstore.publish import Publication as Publication
-    from embstore.publish import Store as Store
-    from embstore.publish import open_store as open_store
+    from embstore.publish.publication import Publication as Publication
+    from embstore.publish.store import Store as Store
+    from embstore.publish.store import open_store as open_store
     from embstore.table import Table as Table
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Publication": "embstore.publish",
-    "Store": "embstore.publish",
-    "open_store": "embstore.publish",
+    "Publication": "embstore.publish.publication",
+    "Store": "embstore.publish.store",
+    "open_store": "embstore.publish.store",
     "Table": "embstore.table",
 }
 

@@ -10,8 +10,8 @@ row is below 0 the caller's vector stays as it is: it need not be sent to the de
 may be another caller's, never gets into it.
 
 A CUDA context that has failed (an illegal address, a launch that died) answers every later call with the same error
-until the process ends. So after any error the device is asked for one number: if it has none, the device is sick,
-`problem` says so, and later lookups are refused before they touch it. Too little memory is no such failure.
+until the process ends. So after any error the device is asked for one number: if it has none, the device has failed,
+`device_failure` says so, and later lookups are refused before they touch it. Too little memory is no such failure.
 """
 
 # Shapes: B ids of a part, S ids of all parts together, D embedding_dim.
@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embstore.errors import DeviceFailed, EmbstoreError, Overloaded
+from embstore.errors import ConfigError, DeviceFailed, EmbstoreError, Overloaded
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +46,24 @@ LANES_KEPT = 4
 """Lanes that wait for the next lookup; when more are at work, the others' memory is given back."""
 
 
+def pick_device(wanted: str) -> str:
+    """`cpu` or `cuda`; `auto` is CUDA where there is one. ConfigError for a device that is not there."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device must be auto, cpu or cuda, got {wanted!r}")
+    has_cuda = wanted != "cpu" and torch.cuda.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise ConfigError("device is cuda, but torch finds no CUDA device on this machine")
+    return "cuda" if has_cuda else "cpu"
+
+
 def device_named(name: str) -> Device:
     """The one object that this process has for a device."""
     return _DEVICES.get(name) or _DEVICES.setdefault(name, Device(name))
 
 
-def problem() -> str | None:
-    """Why a device that this process uses can be used no more; None while all are well."""
-    return next((device.problem for device in list(_DEVICES.values()) if device.problem), None)
+def device_failure() -> str | None:
+    """Why a device of this process has failed; None while all work."""
+    return next((device.failure for device in list(_DEVICES.values()) if device.failure), None)
 
 
 class Device:
@@ -61,14 +71,14 @@ class Device:
 
     def __init__(self, name: str) -> None:
         self.device = torch.device(name)
-        self.problem: str | None = None
-        """Why the device can be used no more; only a new process can use it again."""
+        self.failure: str | None = None
+        """Why the device has failed; only a new process can use it again."""
         self._idle: list[_Lane] = []
 
     def compose(self, lookup: Lookup, parts: Sequence[Part]) -> None:
         """Vectors of every part's rows, all in one launch where they fit a lane.
 
-        DeviceFailed when the device is sick; Overloaded when it has no memory left for this.
+        DeviceFailed when the device has failed; Overloaded when it has no memory left for this.
         """
         num_floats = max((vectors_BD.shape[1] for _, vectors_BD in parts), default=1)
         with self.watched():
@@ -81,8 +91,8 @@ class Device:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Errors of what runs inside become DeviceFailed or Overloaded where it was the device's fault."""
-        if self.problem is not None:
-            raise DeviceFailed(self.problem)
+        if self.failure is not None:
+            raise DeviceFailed(self.failure)
         try:
             yield
         except EmbstoreError:
@@ -92,9 +102,9 @@ class Device:
                 raise Overloaded(f"device {self.device} has no memory left for this lookup at the moment") from error
             if self.answers():
                 raise
-            self.problem = f"device {self.device} has failed; the process has to be started again"
-            log.critical("%s", self.problem, exc_info=error)
-            raise DeviceFailed(self.problem) from error
+            self.failure = f"device {self.device} has failed; the process has to be started again"
+            log.critical("%s", self.failure, exc_info=error)
+            raise DeviceFailed(self.failure) from error
 
     def answers(self) -> bool:
         """Whether the device can still be used: it is asked for a number."""

@@ -24,7 +24,7 @@ EmbstoreError
 ├── DeadlineExceeded         deadline_exceeded     the time the caller gave is over
 └── NotReady                 not_ready
     ├── Draining             draining
-    └── DeviceFailed         device_failed         the GPU is sick: the process has to be restarted
+    └── DeviceFailed         device_failed         the GPU has failed: the process has to be restarted
 
 Codes are data: the server maps them to HTTP statuses, the command line to exit codes, clients to classes.
 """

@@ -1,8 +1,8 @@
 """Id spaces: from the ids that callers use to the rows that schemes know, `0 .. num_ids - 1`.
 
 * `Dense`: the ids are the rows. Nothing stored.
-* `Int64Vocabulary`: any 64-bit integers. 14 bytes per key: the key (8) and 1.5 slots of 4 bytes.
-* `StringVocabulary`: any strings. 10 bytes per key (an offset, 1.5 slots) and the string's UTF-8 bytes.
+* `Int64Vocabulary`: any 64-bit integers. 14 bytes per id: the id (8) and 1.5 slots of 4 bytes.
+* `StringVocabulary`: any strings. 10 bytes per id (an offset, 1.5 slots) and the string's UTF-8 bytes.
 
 An id that is not there gets row -1, never another id's row; what to serve for it is the caller's policy.
 All of it is plain arrays, stored with the version, mapped from disk as they are: loading builds nothing.
@@ -26,7 +26,7 @@ from embstore.errors import DataError, VerificationFailed
 from embstore.hashing import bucket
 
 Int64s = NDArray[np.int64]
-Keys = Sequence[int] | Sequence[str] | NDArray[Any]
+Ids = Sequence[int] | Sequence[str] | NDArray[Any]
 PREFIX = "ids."
 
 
@@ -34,19 +34,19 @@ class IdSpace:
     """A fixed set of ids, each with its row."""
 
     kind: ClassVar[str]
-    key_type: ClassVar[type]
+    id_type: ClassVar[type]
     num_ids: int
 
-    def rows(self, keys: Keys) -> tuple[Int64s, int]:
-        """Rows of B keys, int64 [B] with -1 where missing, and how many are missing."""
+    def rows(self, ids: Ids) -> tuple[Int64s, int]:
+        """Rows of B ids, int64 [B] with -1 where missing, and how many are missing."""
         raise NotImplementedError
 
-    def hashed_rows(self, keys: Keys, num_rows: int) -> Int64s:
-        """A row in `[0, num_rows)` for any keys at all, the same in every process: policy `hash`."""
-        raise NotImplementedError
+    def hashed_rows(self, ids: Ids, num_rows: int) -> Int64s:
+        """A row in `[0, num_rows)` for any ids at all, the same in every process: policy `hash`. Here for integers."""
+        return bucket(as_int64(ids), num_rows)
 
-    def keys(self, rows: Int64s) -> list[int] | list[str]:
-        """The keys of these rows."""
+    def ids_of(self, rows: Int64s) -> list[int] | list[str]:
+        """The ids of these rows."""
         raise NotImplementedError
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -64,92 +64,84 @@ class Dense(IdSpace):
 
     num_ids: int
     kind: ClassVar[str] = "dense"
-    key_type: ClassVar[type] = int
+    id_type: ClassVar[type] = int
 
-    def rows(self, keys: Keys) -> tuple[Int64s, int]:
-        """The keys themselves when all are in range (no copy)."""
-        ids = as_int64(keys)
-        missing = int(_kernels().count_outside(ids, self.num_ids))
+    def rows(self, ids: Ids) -> tuple[Int64s, int]:
+        """The ids themselves when all are in range (no copy)."""
+        rows_B = as_int64(ids)
+        missing = int(_kernels().count_outside(rows_B, self.num_ids))
         if missing:
-            ids = np.where((ids >= 0) & (ids < self.num_ids), ids, -1)
-        return ids, missing
+            rows_B = np.where((rows_B >= 0) & (rows_B < self.num_ids), rows_B, -1)
+        return rows_B, missing
 
-    def hashed_rows(self, keys: Keys, num_rows: int) -> Int64s:
-        """Hash of the id."""
-        return bucket(as_int64(keys), num_rows)
-
-    def keys(self, rows: Int64s) -> list[int]:
+    def ids_of(self, rows: Int64s) -> list[int]:
         """The rows."""
         return [int(row) for row in rows]
 
 
 class Vocabulary(IdSpace):
-    """Keys in row order with a hash table over them."""
+    """Ids in row order with a hash table over them."""
 
-    SLOTS_PER_KEY: ClassVar[float] = 1.5
+    SLOTS_PER_ID: ClassVar[float] = 1.5
 
     @staticmethod
-    def from_keys(keys: Keys) -> Vocabulary:
-        """The vocabulary in which `keys[i]` is row i: int64 or string, by the keys.
+    def from_ids(ids: Ids) -> Vocabulary:
+        """The vocabulary in which `ids[i]` is row i: int64 or string, by the ids.
 
-        DataError on duplicates, and on keys that are neither all 64-bit integers nor all strings.
+        DataError on duplicates, and on ids that are neither all 64-bit integers nor all strings.
         """
-        listed: Any = keys.tolist() if isinstance(keys, np.ndarray) and keys.dtype.kind not in "iu" else keys
-        if not isinstance(listed, str | np.ndarray) and all(isinstance(key, str) for key in listed):
+        listed: Any = ids.tolist() if isinstance(ids, np.ndarray) and ids.dtype.kind not in "iu" else ids
+        if not isinstance(listed, str | np.ndarray) and all(isinstance(one, str) for one in listed):
             return StringVocabulary.build(listed)
         try:
             return Int64Vocabulary.build(as_int64(listed))
         except TypeError as error:
-            raise DataError(f"vocabulary keys must be all integers or all strings: {error}") from error
+            raise DataError(f"vocabulary ids must be all integers or all strings: {error}") from error
 
     @classmethod
-    def _empty_slots(cls, num_keys: int) -> NDArray[np.int32]:
-        if num_keys >= 1 << 31:
-            raise DataError(f"a vocabulary holds fewer than 2**31 keys, got {num_keys:,}")
-        return np.full((int(num_keys * cls.SLOTS_PER_KEY) + 8, 1), -1, np.int32)
+    def _empty_slots(cls, num_ids: int) -> NDArray[np.int32]:
+        if num_ids >= 1 << 31:
+            raise DataError(f"a vocabulary holds fewer than 2**31 ids, got {num_ids:,}")
+        return np.full((int(num_ids * cls.SLOTS_PER_ID) + 8, 1), -1, np.int32)
 
 
 @dataclass(frozen=True, eq=False)
 class Int64Vocabulary(Vocabulary):
-    """Any int64 ids: keys [N] in row order, slots [C, 1] of row numbers."""
+    """Any int64 ids: they themselves [N] in row order, slots [C, 1] of row numbers."""
 
-    keys_N: Int64s
+    ids_N: Int64s
     slots_C1: NDArray[np.int32]
     kind: ClassVar[str] = "int64"
-    key_type: ClassVar[type] = int
+    id_type: ClassVar[type] = int
 
     @property
     def num_ids(self) -> int:  # type: ignore[override]
-        """Keys in the vocabulary."""
-        return len(self.keys_N)
+        """Ids in the vocabulary."""
+        return len(self.ids_N)
 
     @classmethod
-    def build(cls, keys: Int64s) -> Int64Vocabulary:
-        """Hash the keys; DataError on a duplicate."""
-        slots, duplicate = cls._empty_slots(len(keys)), np.empty(1, np.int64)
-        _kernels().fill_int64(keys, slots, duplicate)
+    def build(cls, ids: Int64s) -> Int64Vocabulary:
+        """Hash the ids; DataError on a duplicate."""
+        slots, duplicate = cls._empty_slots(len(ids)), np.empty(1, np.int64)
+        _kernels().fill_int64(ids, slots, duplicate)
         if duplicate[0] >= 0:
-            raise DataError(f"key {int(keys[duplicate[0]])} is in the vocabulary twice")
-        return cls(keys, slots)
+            raise DataError(f"id {int(ids[duplicate[0]])} is in the vocabulary twice")
+        return cls(ids, slots)
 
-    def rows(self, keys: Keys) -> tuple[Int64s, int]:
-        """One probe sequence per key."""
-        wanted = as_int64(keys)
+    def rows(self, ids: Ids) -> tuple[Int64s, int]:
+        """One probe sequence per id."""
+        wanted = as_int64(ids)
         rows = np.empty(len(wanted), np.int64)
-        missing = _kernels().find_int64(self.keys_N, self.slots_C1, wanted, rows)
+        missing = _kernels().find_int64(self.ids_N, self.slots_C1, wanted, rows)
         return rows, int(missing)
 
-    def hashed_rows(self, keys: Keys, num_rows: int) -> Int64s:
-        """Hash of the key."""
-        return bucket(as_int64(keys), num_rows)
-
-    def keys(self, rows: Int64s) -> list[int]:
-        """Keys by row."""
-        return [int(key) for key in self.keys_N[rows]]
+    def ids_of(self, rows: Int64s) -> list[int]:
+        """Ids by row."""
+        return [int(one) for one in self.ids_N[rows]]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Keys and slots."""
-        return {PREFIX + "keys": self.keys_N, PREFIX + "slots": self.slots_C1}
+        """Ids and slots."""
+        return {PREFIX + "keys": self.ids_N, PREFIX + "slots": self.slots_C1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,40 +152,40 @@ class StringVocabulary(Vocabulary):
     offsets: NDArray[Any]
     slots_C1: NDArray[np.int32]
     kind: ClassVar[str] = "string"
-    key_type: ClassVar[type] = str
+    id_type: ClassVar[type] = str
 
     @property
     def num_ids(self) -> int:  # type: ignore[override]
-        """Keys in the vocabulary."""
+        """Ids in the vocabulary."""
         return len(self.offsets) - 1
 
     @classmethod
-    def build(cls, keys: Sequence[str]) -> StringVocabulary:
-        """Hash the keys; DataError on a duplicate."""
-        data, offsets = _pack(keys)
+    def build(cls, ids: Sequence[str]) -> StringVocabulary:
+        """Hash the ids; DataError on a duplicate."""
+        data, offsets = _pack(ids)
         stored: NDArray[Any] = offsets.astype(np.uint32) if len(data) < 1 << 32 else offsets
-        slots, duplicate = cls._empty_slots(len(keys)), np.empty(1, np.int64)
+        slots, duplicate = cls._empty_slots(len(ids)), np.empty(1, np.int64)
         _kernels().fill_string(data, stored, slots, duplicate)
         if duplicate[0] >= 0:
-            raise DataError(f"key {keys[int(duplicate[0])]!r} is in the vocabulary twice")
+            raise DataError(f"id {ids[int(duplicate[0])]!r} is in the vocabulary twice")
         return cls(data, stored, slots)
 
-    def rows(self, keys: Keys) -> tuple[Int64s, int]:
-        """One probe sequence per key, compared byte by byte."""
-        wanted, wanted_offsets = _pack(keys)
+    def rows(self, ids: Ids) -> tuple[Int64s, int]:
+        """One probe sequence per id, compared byte by byte."""
+        wanted, wanted_offsets = _pack(ids)
         rows = np.empty(len(wanted_offsets) - 1, np.int64)
         missing = _kernels().find_string(self.data, self.offsets, self.slots_C1, wanted, wanted_offsets, rows)
         return rows, int(missing)
 
-    def hashed_rows(self, keys: Keys, num_rows: int) -> Int64s:
-        """Hash of the key's bytes."""
-        data, offsets = _pack(keys)
+    def hashed_rows(self, ids: Ids, num_rows: int) -> Int64s:
+        """Hash of the id's bytes."""
+        data, offsets = _pack(ids)
         hashes = np.empty(len(offsets) - 1, np.int64)
         _kernels().hash_strings(data, offsets, hashes)
         return bucket(hashes, num_rows)
 
-    def keys(self, rows: Int64s) -> list[str]:
-        """Keys by row."""
+    def ids_of(self, rows: Int64s) -> list[str]:
+        """Ids by row."""
         data = self.data.tobytes()
         return [data[int(self.offsets[r]) : int(self.offsets[r + 1])].decode("utf-8", "surrogatepass") for r in rows]
 
@@ -208,13 +200,13 @@ def _kernels() -> ModuleType:
     return import_module("embstore.kernels.cpu.ids")
 
 
-def as_int64(keys: Keys) -> Int64s:
+def as_int64(ids: Ids) -> Int64s:
     """Integer ids as a contiguous int64 [B]; TypeError names what came instead."""
     try:
-        array = np.asarray(keys)
+        array = np.asarray(ids)
     except ValueError as error:  # lists of different lengths
         raise TypeError(f"ids must be one-dimensional: {error}") from error
-    if array.size == 0 and not isinstance(keys, np.ndarray):
+    if array.size == 0 and not isinstance(ids, np.ndarray):
         array = array.astype(np.int64)
     if array.dtype == np.int64 and array.ndim == 1 and array.flags.c_contiguous:
         return array
@@ -227,14 +219,14 @@ def as_int64(keys: Keys) -> Int64s:
     return np.ascontiguousarray(array, np.int64)
 
 
-def _pack(keys: Keys) -> tuple[NDArray[np.uint8], Int64s]:
+def _pack(ids: Ids) -> tuple[NDArray[np.uint8], Int64s]:
     """Strings as UTF-8 bytes and offsets; TypeError names what came instead."""
-    if isinstance(keys, str):
+    if isinstance(ids, str):
         raise TypeError("ids must be a sequence of strings, got one string")
     try:
-        encoded = [key.encode("utf-8", "surrogatepass") for key in keys]  # type: ignore[union-attr]
+        encoded = [one.encode("utf-8", "surrogatepass") for one in ids]  # type: ignore[union-attr]
     except AttributeError:
-        bad = next(key for key in keys if not isinstance(key, str))
+        bad = next(one for one in ids if not isinstance(one, str))
         raise TypeError(f"ids must be strings, got {type(bad).__name__}") from None
     offsets = np.zeros(len(encoded) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
@@ -265,10 +257,10 @@ def id_space(kind: str, num_ids: int, arrays: Mapping[str, NDArray[Any]]) -> IdS
         data, offsets = stored("bytes", 1, np.uint8), stored("offsets", 1, np.uint32, np.int64)
         ends = offsets.astype(np.int64)
         if len(ends) == 0 or ends[0] != 0 or ends[-1] != len(data) or (np.diff(ends) < 0).any():
-            raise VerificationFailed("id space 'string': offsets do not fit the keys' bytes")
+            raise VerificationFailed("id space 'string': offsets do not fit the ids' bytes")
         space = StringVocabulary(data, offsets, slots())
     else:
         raise VerificationFailed(f"unknown id space {kind!r}: this version reads dense, int64 and string")
     if space.num_ids != num_ids:
-        raise VerificationFailed(f"id space {kind!r} holds {space.num_ids:,} keys, the manifest says {num_ids:,}")
+        raise VerificationFailed(f"id space {kind!r} holds {space.num_ids:,} ids, the manifest says {num_ids:,}")
     return space

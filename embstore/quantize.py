@@ -50,7 +50,7 @@ _HALF_MAX = 65504.0
 
 
 @dataclass(frozen=True)
-class Slot:
+class TensorSpec:
     """What a scheme stores under one name: shape, dtype, and whether its rows may be stored in any of DTYPES."""
 
     shape: tuple[int, ...]
@@ -77,30 +77,30 @@ def check_dtype(dtype: str) -> None:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
 
 
-def packed_slot(slot: Slot, dtype: str, name: str = "the tensor") -> Slot:
-    """What `slot` becomes when rows are stored as `dtype`; rows that would not get smaller stay float32."""
+def packed_spec(spec: TensorSpec, dtype: str, name: str = "the tensor") -> TensorSpec:
+    """What `spec` becomes when rows are stored as `dtype`; rows that would not get smaller stay float32."""
     check_dtype(dtype)
-    if not slot.rows or dtype == "float32":
-        return slot
-    rows, width = slot.shape
+    if not spec.rows or dtype == "float32":
+        return spec
+    rows, width = spec.shape
     if dtype in ("float16", "bfloat16"):
-        return replace(slot, dtype=dtype)
+        return replace(spec, dtype=dtype)
     packed = width + 8 if dtype == "int8" else width // 2 + 4
     if packed >= 4 * width:
-        return slot
+        return spec
     if dtype == "int4" and width % 2:
         raise ConfigError(
             f"int4 keeps two numbers in a byte: rows of {name} have {width} columns, which is odd; "
             "use int8, or an even width"
         )
-    return Slot((rows, packed), dtype, rows=True)
+    return TensorSpec((rows, packed), dtype, rows=True)
 
 
-def packed_layout(layout: Mapping[str, Slot], dtype: str) -> dict[str, Slot]:
+def packed_layout(layout: Mapping[str, TensorSpec], dtype: str) -> dict[str, TensorSpec]:
     """The layout of a scheme's tensors with rows stored as `dtype`; ConfigError when nothing gets smaller by it."""
-    packed = {name: packed_slot(slot, dtype, repr(name)) for name, slot in layout.items()}
+    packed = {name: packed_spec(spec, dtype, repr(name)) for name, spec in layout.items()}
     if packed == dict(layout) and dtype != "float32":
-        names = ", ".join(f"{name} {slot.dtype} {list(slot.shape)}" for name, slot in layout.items())
+        names = ", ".join(f"{name} {spec.dtype} {list(spec.shape)}" for name, spec in layout.items())
         raise ConfigError(f"no tensor here gets smaller as {dtype}: {names}; publish it as float32")
     return packed
 
@@ -121,11 +121,11 @@ def pack(array: NDArray[np.float32], dtype: str) -> NDArray[Any]:
 
 
 def pack_tensors(
-    tensors: Mapping[str, NDArray[Any]], layout: Mapping[str, Slot], dtype: str
+    tensors: Mapping[str, NDArray[Any]], layout: Mapping[str, TensorSpec], dtype: str
 ) -> dict[str, NDArray[Any]]:
     """A scheme's tensors with the rows that get smaller stored as `dtype`; the others are the same arrays."""
-    slots = packed_layout(layout, dtype)
-    return {name: pack(array, dtype) if slots[name] != layout[name] else array for name, array in tensors.items()}
+    specs = packed_layout(layout, dtype)
+    return {name: pack(array, dtype) if specs[name] != layout[name] else array for name, array in tensors.items()}
 
 
 def _pack_float16(array: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -1,9 +1,9 @@
-"""A loaded version: immutable, on one device, from keys to vectors.
+"""A loaded version: immutable, on one device, from ids to vectors.
 
 A server captures one of these per request; swapping to a new version is one assignment of another.
 """
 
-# Shapes: B keys in a batch, D embedding_dim, G bags.
+# Shapes: B ids in a batch, D embedding_dim, G bags.
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from embstore.device import device_named
 from embstore.errors import ConfigError, DataError, IdOutOfRange, VerificationFailed
-from embstore.ids import PREFIX, IdSpace, Keys, id_space
+from embstore.ids import PREFIX, Ids, IdSpace, id_space
 from embstore.parallel import in_parts
 from embstore.pooling import Bags, Pooling, pool
-from embstore.quantize import Slot, check_rows_finite, for_kernels, packed_layout, to_torch
+from embstore.quantize import TensorSpec, check_rows_finite, for_kernels, packed_layout, to_torch
 from embstore.schemes import scheme_class
 from embstore.schemes.base import Scheme, SchemeConfig, Tensors
 from embstore.store.manifest import Manifest
@@ -83,53 +83,37 @@ class Table:
         tensors = sum(int(t.nbytes) for t in self.tensors.values())
         return tensors + self.ids.num_bytes() + self.default_vector_D.nbytes
 
-    def fetch(self, keys: Keys, on_missing: str = "zero", out: Floats | None = None) -> Fetched:
-        """Vectors of B keys in their order; ids that are not there get what `on_missing` says, and are told apart.
+    def fetch(self, ids: Ids, on_missing: str = "zero", out: Floats | None = None) -> Fetched:
+        """Vectors of B ids in their order; ids that are not there get what `on_missing` says, and are told apart.
 
-        `zero`: zeros. `default`: the table's default vector. `hash`: the vector of some id, chosen by the key's hash.
-        `error`: IdOutOfRange. TypeError when the keys are not what this table's id space takes.
+        `zero`: zeros. `default`: the table's default vector. `hash`: the vector of some id, chosen by the id's hash.
+        `error`: IdOutOfRange. TypeError when the ids are not what this table's id space takes.
         The vectors are written into `out`, float32 [B, D], where it is given.
         """
-        rows_B, missing = self.ids.rows(keys)
+        rows_B, missing = self.ids.rows(ids)
         vectors_BD = np.empty((len(rows_B), self.embedding_dim), np.float32) if out is None else out
-        rows_B, found_B = self._settle(keys, rows_B, missing, on_missing, vectors_BD)
+        rows_B, found_B = self._answer_missing(ids, rows_B, missing, on_missing, vectors_BD)
         self.compose(rows_B, vectors_BD)
         return Fetched(vectors_BD, found_B, missing)
 
-    def resolve(self, keys: Keys, on_missing: str, vectors_BD: Floats) -> Resolved:
-        """The first half of `fetch`: rows of B keys, and the vectors of those that no row will fill."""
-        rows_B, missing = self.ids.rows(keys)
-        return Resolved(*self._settle(keys, rows_B, missing, on_missing, vectors_BD), missing)
+    def resolve(self, ids: Ids, on_missing: str, vectors_BD: Floats) -> Resolved:
+        """The first half of `fetch`: rows of B ids, and the vectors of those that no row will fill."""
+        rows_B, missing = self.ids.rows(ids)
+        return Resolved(*self._answer_missing(ids, rows_B, missing, on_missing, vectors_BD), missing)
 
-    def _settle(
-        self, keys: Keys, rows_B: NDArray[np.int64], missing: int, on_missing: str, vectors_BD: Floats
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
-        if not missing:
-            if on_missing not in ON_MISSING:
-                raise _unknown_policy(on_missing)
-            return rows_B, None
-        found_B = rows_B >= 0
-        return self._settle_missing(keys, rows_B, found_B, vectors_BD, on_missing), found_B
-
-    def fetch_bags(self, keys: Keys, bags: Bags, on_missing: str = "zero") -> Fetched:
-        """One vector a bag of keys, `embstore.pooling` says how; ids that are not there as in `fetch`.
+    def fetch_bags(self, ids: Ids, bags: Bags, on_missing: str = "zero") -> Fetched:
+        """One pooled vector per bag of ids, `embstore.pooling` says how; ids that are not there as in `fetch`.
 
         `zero`: they are left out of their bags. Found and missing are of ids, not of bags.
         """
-        rows_B, missing = self.ids.rows(keys)
+        rows_B, missing = self.ids.rows(ids)
         if len(rows_B) != bags.num_ids:
             raise DataError(f"the bags are of {bags.num_ids:,} ids, but there are {len(rows_B):,}")
-        found_B = missing_D = None
-        if missing:
-            found_B = rows_B >= 0
-            if on_missing == "default":
-                missing_D = self.default_vector_D
-            elif on_missing != "zero":  # what is left to settle gives rows or raises: it fills no vectors
-                rows_B = self._settle_missing(keys, rows_B, found_B, np.empty((0, 0), np.float32), on_missing)
-        elif on_missing not in ON_MISSING:
-            raise _unknown_policy(on_missing)
+        unused_BD = np.empty((len(rows_B), 0), np.float32)  # of missing ids only rows and errors matter here
+        rows_B, found_B = self._answer_missing(ids, rows_B, missing, on_missing, unused_BD)
         parts = max(1, min(self.num_threads, len(rows_B) // IDS_A_THREAD))
         lookup = partial(self.scheme.lookup, self.config, self.tensors)
+        missing_D = self.default_vector_D if missing and on_missing == "default" else None
         with nullcontext() if self.device == "cpu" else device_named(self.device).watched():
             vectors_GD = pool(
                 bags, rows_B, lookup, self.embedding_dim, missing_D=missing_D, device=self.device, num_threads=parts
@@ -173,40 +157,36 @@ class Table:
         With `offsets` (integers [G], where each bag starts) and `pooling` (sum, mean or max) one vector a bag, [G, D],
         as `torch.nn.EmbeddingBag` gives them; `weights` are numbers [B]. `embstore.pooling` has the fine print.
         """
-        keys = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else ids
+        ids = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else ids
         if offsets is None and pooling is None and weights is None:
-            fetched = self.fetch(keys, on_missing)
+            fetched = self.fetch(ids, on_missing)
         else:
-            fetched = self.fetch_bags(keys, Bags.of(len(keys), offsets, pooling, weights), on_missing)
+            fetched = self.fetch_bags(ids, Bags.of(len(ids), offsets, pooling, weights), on_missing)
         if not return_found:
             return fetched.vectors_BD
         found_B = fetched.found_B
-        return fetched.vectors_BD, np.ones(len(keys), np.bool_) if found_B is None else found_B
+        return fetched.vectors_BD, np.ones(len(ids), np.bool_) if found_B is None else found_B
 
-    def _settle_missing(
-        self,
-        keys: Keys,
-        rows_B: NDArray[np.int64],
-        found_B: NDArray[np.bool_],
-        vectors_BD: Floats,
-        on_missing: str,
-    ) -> NDArray[np.int64]:
-        """Fill the rows of `vectors` that no kernel will touch, or give the missing ids rows of their own."""
-        if on_missing == "zero":
-            vectors_BD[~found_B] = 0.0
-        elif on_missing == "default":
-            vectors_BD[~found_B] = self.default_vector_D
-        elif on_missing == "hash":
-            return np.where(found_B, rows_B, self.ids.hashed_rows(keys, self.ids.num_ids))
-        elif on_missing == "error":
-            raise self._missing_error(keys, found_B)
-        else:
-            raise _unknown_policy(on_missing)
-        return rows_B
+    def _answer_missing(
+        self, ids: Ids, rows_B: NDArray[np.int64], missing: int, on_missing: str, vectors_BD: Floats
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
+        """Fill the vectors that no kernel will touch, or give the missing ids rows of their own; also who was found."""
+        if on_missing not in ON_MISSING:
+            raise ConfigError(f"on_missing must be one of {', '.join(ON_MISSING)}, got {on_missing!r}")
+        if not missing:
+            return rows_B, None
+        found_B = rows_B >= 0
+        if on_missing == "error":
+            raise self._missing_error(ids, found_B)
+        if on_missing == "hash":
+            rows_B = np.where(found_B, rows_B, self.ids.hashed_rows(ids, self.ids.num_ids))
+        elif vectors_BD.shape[1]:
+            vectors_BD[~found_B] = self.default_vector_D if on_missing == "default" else 0.0
+        return rows_B, found_B
 
-    def _missing_error(self, keys: Keys, found_B: NDArray[np.bool_]) -> IdOutOfRange:
+    def _missing_error(self, ids: Ids, found_B: NDArray[np.bool_]) -> IdOutOfRange:
         at = np.flatnonzero(~found_B)
-        shown = ", ".join(repr(str(keys[i])) if isinstance(keys[i], str) else str(keys[i]) for i in at[:5])
+        shown = ", ".join(repr(str(ids[i])) if isinstance(ids[i], str) else str(ids[i]) for i in at[:5])
         more = f" and {len(at) - 5:,} more" if len(at) > 5 else ""
         where = f"[0, {self.ids.num_ids})" if self.ids.kind == "dense" else "its vocabulary"
         return IdOutOfRange(
@@ -232,7 +212,7 @@ def make_table(
     """The table that a manifest and its arrays describe; VerificationFailed when they do not fit together."""
     what = f"table {manifest.table!r} version {manifest.version}"
     scheme, config, layout = described(manifest)
-    for name, slot in (layout | {DEFAULT_VECTOR: Slot((config.embedding_dim,))}).items():
+    for name, slot in (layout | {DEFAULT_VECTOR: TensorSpec((config.embedding_dim,))}).items():
         if name not in arrays:
             raise VerificationFailed(f"{what}: array {name!r} is missing")
         if arrays[name].shape != slot.shape or arrays[name].dtype != slot.numpy_dtype:
@@ -268,7 +248,7 @@ def make_table(
     )
 
 
-def described(manifest: Manifest) -> tuple[type[Scheme], SchemeConfig, dict[str, Slot]]:
+def described(manifest: Manifest) -> tuple[type[Scheme], SchemeConfig, dict[str, TensorSpec]]:
     """Scheme, config and layout of what a manifest describes; VerificationFailed when there is no such table."""
     try:
         scheme = scheme_class(manifest.scheme)
@@ -280,7 +260,7 @@ def described(manifest: Manifest) -> tuple[type[Scheme], SchemeConfig, dict[str,
         raise VerificationFailed(f"table {manifest.table!r} version {manifest.version}: {error}") from error
 
 
-def check_finite(arrays: Mapping[str, NDArray[Any]], what: str, layout: Mapping[str, Slot] | None = None) -> None:
+def check_finite(arrays: Mapping[str, NDArray[Any]], what: str, layout: Mapping[str, TensorSpec] | None = None) -> None:
     """VerificationFailed when an array holds NaN or infinity: such a vector must never be served.
 
     `layout` says which arrays hold rows that are not float32; without it only float arrays are looked at.
@@ -329,7 +309,3 @@ def _nearly_golden(table: Table, vectors_GD: Floats) -> bool:
     if digest(golden_GD) != table.manifest.golden.sha256:
         return False
     return bool(np.abs(vectors_GD - golden_GD).max() <= tolerance * np.abs(golden_GD).max())
-
-
-def _unknown_policy(on_missing: object) -> ConfigError:
-    return ConfigError(f"on_missing must be one of {', '.join(ON_MISSING)}, got {on_missing!r}")

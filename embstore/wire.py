@@ -99,10 +99,3 @@ def json_rows(vectors_BD: Floats, *, flat: bool = False) -> memoryview:
     text = np.empty(cpu_decimal.MOST_BYTES * vectors_BD.size + 2 * num_rows + 2, np.uint8)
     bits = np.ascontiguousarray(vectors_BD, np.float32).reshape(-1).view(np.uint32)
     return text[: cpu_decimal.put_numbers(bits, 0 if flat else width, text)].data
-
-
-def warm() -> None:
-    """Compile every encoding now: before readiness, not in the first request that asks for it."""
-    for dtype in DTYPES:
-        encode_rows(np.zeros((1, 1), np.float32), dtype)
-    json_rows(np.zeros((1, 1), np.float32))

@@ -6,15 +6,17 @@ Exit codes: 0 ok, 1 failure (also a --fail-if that holds), 2 usage, 130 interrup
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec.structs import replace
 from typer.core import TyperGroup
+
+from embstore.common.command_line import run as run_command_line
+from embstore.common.render import show
 
 if TYPE_CHECKING:
     from loadtest.report.files import Outputs
@@ -36,7 +38,7 @@ class RunsByDefault(TyperGroup):
 
 loadtest_app = typer.Typer(
     cls=RunsByDefault,
-    help="Put load on a server and say what it does to it, without coordinated omission.",
+    help="Load-test a running server, without coordinated omission.",
     epilog="`run` need not be named: `embstore loadtest --url http://127.0.0.1:8000 --rate 500`, "
     "`embstore loadtest scenario.toml`. Its options are listed by `embstore loadtest run --help`. Exit codes: 0 ok, "
     "1 failure or a --fail-if that holds, 2 usage, 130 interrupted.",
@@ -56,28 +58,14 @@ FailIfOption = Annotated[
 
 def main() -> None:
     """The commands without the rest of `embstore`: `python -m loadtest`."""
-    try:
-        code = loadtest_app(prog_name="python -m loadtest", standalone_mode=False)
-        sys.stdout.flush()
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except BrokenPipeError:  # nobody reads on; what Python would flush at its end has to go somewhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except Exception as error:
-        if not hasattr(error, "format_message"):
-            raise
-        code, message = 2, error.format_message()  # of a usage error; it names the option
-        if message:
-            _say(message, code)
-    sys.exit(code or 0)
+    run_command_line(loadtest_app, "python -m loadtest")
 
 
 @loadtest_app.command()
 def run(
     scenario: Annotated[Path | None, typer.Argument(help="TOML file; without it a plain lookup of one table.")] = None,
     url: Annotated[str | None, typer.Option(help="The server. Default http://127.0.0.1:8000.")] = None,
-    table: Annotated[list[str] | None, typer.Option(help="Table to ask; several: all of them in one request.")] = None,
+    table: Annotated[list[str] | None, typer.Option(help="Table to look up; several: all in one request.")] = None,
     rate: Annotated[float | None, typer.Option(help="Requests a second, at the highest. Default 100.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds that are measured. Default 10.")] = None,
     warmup: Annotated[float | None, typer.Option(help="Seconds before that. Default 1, or as in the file.")] = None,
@@ -94,7 +82,7 @@ def run(
         bool, typer.Option("--calibrate", help="First measure what the generator itself can do.")
     ] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Make the run so many times, each with another seed.")] = 1,
-    find_max: Annotated[bool, typer.Option("--find-max", help="Search for the highest rate that keeps --slo.")] = False,
+    find_max: Annotated[bool, typer.Option("--find-max", help="Search for the highest rate that meets --slo.")] = False,
     slo: Annotated[
         list[str] | None, typer.Option("--slo", metavar="COND", help="With --find-max: 'p99<10ms'; may be repeated.")
     ] = None,
@@ -105,11 +93,12 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Run a load test and report it. Flags override --set, and --set overrides the file."""
+    from loadtest.errors import ScenarioError
     from loadtest.report.files import Outputs
     from loadtest.run.session import interrupts
-    from loadtest.scenario.checks import check
-    from loadtest.scenario.model import ScenarioError
-    from loadtest.scenario.options import Flags, effective, to_toml
+    from loadtest.scenario.flags import Flags, effective
+    from loadtest.scenario.rules import check
+    from loadtest.scenario.toml import to_toml
 
     with _readable_errors():
         flags = Flags(
@@ -125,36 +114,36 @@ def run(
             processes=processes,
             fail_if=fail_if or (),
         )
-        asked = effective(scenario, set_ or (), flags)
-        check(asked)
+        made = effective(scenario, set_ or (), flags)
+        check(made)
         if print_scenario:
-            sys.stdout.write(to_toml(asked))
+            sys.stdout.write(to_toml(made))
             return
         outputs = Outputs(out=out, html=html, hgrm=hgrm)
         outputs.check()
         if bool(slo) != find_max:
             raise ScenarioError("--find-max and --slo go together: --find-max --slo 'p99<10ms'")
-        if find_max and (html or hgrm or repeat > 1 or asked.fail_if):
+        if find_max and (html or hgrm or repeat > 1 or made.fail_if):
             raise ScenarioError(
                 "--find-max has runs of its own, judged by --slo: leave out --html, --hgrm, --repeat "
                 "and conditions to fail"
             )
         with interrupts() as interrupt:
             if find_max:
-                code = _search(asked, slo or (), interrupt, out, json)
+                code = _search(made, slo or (), interrupt, out, json)
             else:
-                code = _run(asked, interrupt, repeat, calibrate, outputs, json)
+                code = _run(made, interrupt, repeat, calibrate, outputs, json)
         raise typer.Exit(code)
 
 
 def _run(scenario: Scenario, interrupt: Interrupts, repeat: int, calibrate: bool, outputs: Outputs, json: bool) -> int:
     """Run it so many times and report what there is, also when a run fails; the exit code."""
+    from loadtest.errors import LoadError
     from loadtest.report.live import make_live
-    from loadtest.run.plan import LoadError
     from loadtest.run.session import load_test
-    from loadtest.scenario.target import ask_tables
+    from loadtest.scenario.target import list_tables
 
-    num_ids = ask_tables(scenario)
+    num_ids = list_tables(scenario)
     ceiling = _ceiling(scenario, num_ids, json) if calibrate else 0.0
     results: list[Result] = []
     failure = ""
@@ -184,23 +173,24 @@ def _search(scenario: Scenario, slo: Sequence[str], interrupt: Interrupts, out: 
 
     from loadtest.report.files import write
     from loadtest.report.live import make_live
-    from loadtest.results.conditions import parse
+    from loadtest.report.terminal import searched
     from loadtest.run.session import load_test
-    from loadtest.scenario.target import ask_tables
+    from loadtest.scenario.conditions import parse
+    from loadtest.scenario.target import list_tables
     from loadtest.search.find_max import Limits, find_max, peak_rate, whole_slo
-    from loadtest.search.outcome import Tried, table
+    from loadtest.search.outcome import Trial
 
     conditions = whole_slo([parse(text) for text in slo])
     peak_rate(scenario)
-    num_ids = ask_tables(scenario)
+    num_ids = list_tables(scenario)
     ceiling = _ceiling(scenario, num_ids, json)
 
     def run_once(at: Scenario) -> Result:
         with make_live(at, silent=json) as live:
             return load_test(at, stop=interrupt.stop, num_ids=num_ids, ceiling=ceiling, on_progress=live)
 
-    def tell(tried: Tried) -> None:
-        why = tried.reason if tried.verdict == "unknown" else ", ".join(tried.figures)
+    def tell(tried: Trial) -> None:
+        why = tried.reason if tried.verdict == "invalid" else ", ".join(tried.figures)
         _note(f"{tried.rate:,.1f} requests/s: {tried.verdict}, {why}", json)
 
     with interrupt.held():
@@ -210,7 +200,7 @@ def _search(scenario: Scenario, slo: Sequence[str], interrupt: Interrupts, out: 
             if out is not None:
                 write(out, dumps(value) + "\n")
         finally:
-            _show(json, value, lambda: table(found))
+            show(json, value, lambda: searched(found))
     if found.limit == "interrupted":
         return INTERRUPTED
     if found.limit in ("runs", "failed"):
@@ -230,15 +220,14 @@ def compare(
     """Say what changed from one run, or several of --repeat, to others, and how sure that is."""
     from loadtest.report.files import read_results
     from loadtest.report.terminal import compared
-    from loadtest.results.compare import CompareError
-    from loadtest.results.compare import compare as compare_
+    from loadtest.results.compare import CompareError, compare_runs
 
     with _readable_errors():
         try:
-            found = compare_(read_results(before), read_results(after), force=force)
+            found = compare_runs(read_results(before), read_results(after), force=force)
         except CompareError as error:
             raise typer.Exit(_say(str(error))) from None
-        _show(json, found.to_json(), lambda: compared(found))
+        show(json, found.to_json(), lambda: compared(found))
 
 
 @loadtest_app.command()
@@ -251,7 +240,7 @@ def report(
 ) -> None:
     """Report a run again, from its file."""
     from loadtest.report.files import Outputs, read_results
-    from loadtest.results.conditions import parse
+    from loadtest.scenario.conditions import parse
 
     with _readable_errors():
         outputs = Outputs(html=html, hgrm=hgrm)
@@ -276,16 +265,17 @@ def _ceiling(scenario: Scenario, num_ids: Mapping[str, int], json: bool) -> floa
 def _judge(results: Sequence[Result]) -> int:
     """1 when a condition holds in most runs that are valid, or would if late generators were not the reason of it, or
     when too few are valid."""
-    from loadtest.results.conditions import parse
-    from loadtest.results.validity import decides, only_late
+    from loadtest.results.figures import figure
+    from loadtest.results.validity import decides, only_generator_lag
+    from loadtest.scenario.conditions import parse
 
     code = 0
-    sound = [result for result in results if not result.invalid or only_late(result)]
+    sound = [result for result in results if not result.invalid or only_generator_lag(result)]
     for condition in map(parse, results[0].scenario.fail_if):
         held: list[float] = []
         unsure: list[Result] = []
         for result in sound:
-            value = condition.value(result)
+            value = figure(condition, result.total(), result.seconds)
             if not decides(result, condition, value):
                 unsure.append(result)
             elif condition.met_by(value):
@@ -325,19 +315,7 @@ def _show_runs(results: Sequence[Result], json: bool) -> None:
         return Group(*(report(result) for result in results))
 
     found = [to_summary(result) for result in results]
-    _show(json, found if len(found) != 1 else found[0], tables)
-
-
-def _show(json: bool, value: Any, for_people: Callable[[], Any]) -> None:
-    """JSON on stdout, or what `for_people()` makes of it."""
-    if json:
-        from json import dumps
-
-        sys.stdout.write(dumps(value, indent=2) + "\n")
-    else:
-        from rich.console import Console
-
-        Console(markup=False).print(for_people(), highlight=False)
+    show(json, found if len(found) != 1 else found[0], tables)
 
 
 def _note(message: str, json: bool) -> None:
@@ -356,10 +334,9 @@ def _say(message: str, code: int = 1) -> int:
 @contextlib.contextmanager
 def _readable_errors() -> Iterator[None]:
     """Errors that people can do something about are one line and an exit code."""
+    from loadtest.errors import LoadError, ScenarioError
     from loadtest.report.files import OutputError
-    from loadtest.results.conditions import ConditionError
-    from loadtest.run.plan import LoadError
-    from loadtest.scenario.model import ScenarioError
+    from loadtest.scenario.conditions import ConditionError
 
     try:
         yield

@@ -7,18 +7,23 @@ then the default here.
 from __future__ import annotations
 
 import os
-import tomllib
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from embstore.errors import ConfigError
 
 PREFIX = "EMBSTORE_"
+CONFIG = f"{PREFIX}CONFIG"
 MISSPELT = 0.75
 """Likeness from which a variable is a setting misspelt: PROT is, VERSION (like keep_versions) and API_KEY are not."""
 EMBEDDED = "embedded"
@@ -30,77 +35,96 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True)
 
-    store: Path = Field(default=Path("store"), description="Folder of the store that is served.")
-    host: str = Field(default="127.0.0.1", description="Address to listen on; loopback unless you say otherwise.")
-    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 lets the system choose.")
+    store: Path = Field(default=Path("store"), description="Folder of the store.")
+    host: str = Field(default="127.0.0.1", description="Bind address; loopback unless set.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Bind port; 0 lets the system choose.")
+    uds: Path | None = Field(
+        default=None,
+        description="Unix-domain socket to listen on; with it, TCP only where a port is given as well.",
+    )
+    uds_mode: str = Field(
+        default="600",
+        pattern="^0?[0-7]{3}$",
+        description="Permissions of the socket file, octal: whoever may write to it may connect.",
+    )
     workers: int = Field(
-        default=1, ge=1, le=256, description="Processes that serve; they share the port and the tables' memory."
+        default=1, ge=1, le=256, description="Worker processes; they share the port and the memory of the tables."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where tables live; auto is cuda where there is a device and one worker, else cpu."
+        default="auto", description="Device of the tables; auto is cuda where there is one and one worker, else cpu."
     )
     redis: str | None = Field(
-        default=None, description="URL of a Redis or Valkey, or `embedded` to start a private one beside the server."
+        default=None, description="URL of a Redis or Valkey server, or `embedded` to start a private one."
     )
     cache: Literal["off", "on", "auto"] = Field(
         default="auto",
-        description="Keep rows of hot ids ready, in this process and in Redis where there is one; auto measures "
-        "for each table whether that is faster than computing them.",
+        description="Row cache, in this process and in Redis where there is one; auto uses it for a table where that "
+        "is measured to be faster than computing the rows.",
     )
     cache_bytes: int = Field(
-        default=256 << 20,
-        ge=1 << 16,
-        description="Most bytes of rows kept ready for one table in this process; taken at once where it pays.",
+        default=256 << 20, ge=1 << 16, description="Maximum memory of the row cache, bytes per table and process."
     )
-    redis_timeout_ms: int = Field(default=5, ge=1, le=1000, description="Most time one Redis operation may take.")
-    cache_ttl_seconds: int = Field(default=3600, ge=1, description="How long a row stays in Redis.")
-    poll_seconds: float = Field(default=1.0, gt=0, le=3600, description="How often the store is looked at.")
-    keep_versions: int = Field(default=2, ge=1, le=100, description="Newest versions of a table that stay loaded.")
-    max_ids: int = Field(default=65_536, ge=1, description="Most ids in one request, over all its tables.")
-    max_body_bytes: int = Field(default=4 << 20, ge=1024, description="Most bytes in one request body.")
+    redis_timeout_ms: int = Field(default=5, ge=1, le=1000, description="Redis operation timeout, milliseconds.")
+    cache_ttl_seconds: int = Field(default=3600, ge=1, description="Time to live of a row in Redis, seconds.")
+    poll_seconds: float = Field(default=1.0, gt=0, le=3600, description="Store polling interval, seconds.")
+    keep_versions: int = Field(default=2, ge=1, le=100, description="Number of recent versions kept loaded per table.")
+    max_ids: int = Field(default=65_536, ge=1, description="Maximum ids per request, summed over tables.")
+    max_body_bytes: int = Field(default=4 << 20, ge=1024, description="Maximum size of a request body, bytes.")
     max_reply_bytes: int = Field(
-        default=64 << 20, ge=1024, description="Most bytes of float32 vectors in one reply, whatever type is sent."
+        default=64 << 20, ge=1024, description="Maximum size of the vectors of a reply, bytes, counted as float32."
     )
     inline_ids: int = Field(
-        default=8_192, ge=0, description="Most ids looked up on the event loop, where that takes under a millisecond."
+        default=8_192,
+        ge=0,
+        description="Maximum ids looked up on the event loop, where that takes under a millisecond; more go to a "
+        "thread.",
     )
     threads: int | None = Field(
         default=None,
         ge=1,
         le=1024,
-        description="Threads of a large lookup; the cores divided by the workers unless given.",
+        description="Threads of a large lookup; unless set, the cores divided by the workers.",
     )
-    join: Literal["off", "on", "auto"] = Field(
+    batching: Literal["off", "on", "auto"] = Field(
         default="auto",
-        description="Look up requests that come at the same time in one go; auto: on a GPU, where measured to pay.",
+        description="Dynamic batching of concurrent lookups; auto: on a GPU, where measured to be faster.",
     )
-    join_wait_us: int = Field(
-        default=0, ge=0, le=10_000, description="How long a lookup waits for others to join it; 0 does not wait."
+    batching_max_delay_us: int = Field(
+        default=0, ge=0, le=10_000, description="Maximum queue delay for batching, microseconds."
     )
-    max_queue: int = Field(default=1_024, ge=1, description="Most requests that wait for their turn; more get 429.")
+    max_queued_requests: int = Field(
+        default=1_024, ge=1, description="Maximum queued requests; beyond it requests get 429."
+    )
     max_concurrency: int = Field(
-        default=64, ge=1, description="Most lookups going on at a time in threads, on the device and with Redis."
+        default=64, ge=1, description="Maximum concurrent lookups in threads, on the device and with Redis."
     )
     max_waiting_bytes: int = Field(
-        default=256 << 20, ge=1 << 20, description="Most bytes of requests held while they arrive or wait."
+        default=256 << 20, ge=1 << 20, description="Maximum size of requests that are arriving or queued, bytes."
     )
-    max_connections: int = Field(default=8_192, ge=1, description="Most open connections; more are closed at once.")
-    request_seconds: float = Field(
-        default=10.0, gt=0, description="A request must arrive, and its reply be taken, within so many seconds."
+    max_connections: int = Field(
+        default=8_192, ge=1, description="Maximum open connections; beyond it connections are closed at once."
     )
+    request_seconds: float = Field(default=10.0, gt=0, description="Read and write timeout per request, seconds.")
     api_keys_file: Path | None = Field(
-        default=None, description="File of API keys, one a line; lookups then need one of them."
+        default=None, description="File of API keys, one per line; lookups then require one."
     )
     admin_keys_file: Path | None = Field(
         default=None,
-        description="File of keys for calls that change what is served; without it those work on loopback only.",
+        description="File of API keys for calls that change what is served; unless set, those work on loopback only.",
     )
-    keepalive_seconds: int = Field(default=75, ge=1, description="How long an idle connection is kept open.")
+    keepalive_seconds: int = Field(default=75, ge=1, description="Keep-alive timeout of an idle connection, seconds.")
     drain_seconds: float = Field(
-        default=1.0, ge=0, description="After SIGTERM, how long to go on serving while readiness already says no."
+        default=1.0, ge=0, description="Time between failing readiness and closing the listener on SIGTERM, seconds."
     )
-    shutdown_seconds: int = Field(default=20, ge=1, description="How long requests in flight may take to end.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+    shutdown_seconds: int = Field(
+        default=20, ge=1, description="Maximum time for requests in flight at shutdown, seconds."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Minimum log level.")
+
+    @property
+    def uses_tcp(self) -> bool:
+        """Whether to listen on host and port: a socket file alone is enough, unless a port was asked for."""
+        return self.uds is None or "port" in self.model_fields_set
 
     @field_validator("redis")
     @classmethod
@@ -120,23 +144,14 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, then environment, then the file."""
-        return init_settings, env_settings, _TomlFile(settings_cls)
-
-
-class _TomlFile(PydanticBaseSettingsSource):
-    """The file that EMBSTORE_CONFIG names, if it does."""
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        return None, field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        path = os.environ.get("EMBSTORE_CONFIG")
+        path = os.environ.get(CONFIG)
         if not path:
-            return {}
+            return init_settings, env_settings
         try:
-            return tomllib.loads(Path(path).read_text())
+            with open(path, "rb"):  # the source takes a file that is not there for an empty one
+                return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(path))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"settings file {path}: {error}") from error
+            raise ConfigError(f"settings file {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def read_settings(**flags: Any) -> Settings:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +13,10 @@ from embstore.common.progress import make_reporter
 from embstore.common.render import show
 from embstore.errors import ConfigError
 
-app = typer.Typer(help="Measure kernels, schemes and the server on this machine.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from rich.console import Group
+
+app = typer.Typer(help="Compare schemes on this machine: lookups, training, quality.", no_args_is_help=True)
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
 
 
@@ -28,7 +33,6 @@ def kernels(
 ) -> None:
     """Every scheme's lookup beside eager torch and beside the least that reading its bytes takes."""
     from embstore.bench import kernels as bench
-    from embstore.bench.machine import describe
     from embstore.common.sizes import parse_bytes
     from embstore.quantize import check_dtype
     from embstore.schemes import SCHEMES, scheme_class
@@ -57,41 +61,9 @@ def kernels(
             rounds=rounds,
             progress=report.advanced,
         )
-    about = describe() | {"ids": "uniform" if zipf is None else f"zipf {zipf}", "table_bytes": parse_bytes(table_size)}
-    show(json, {"machine": about, "rows": [row.to_json() for row in rows]}, lambda: kernels_table(rows, about))
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"--{name} must be at least {least}, got {value}")
-
-
-def kernels_table(rows: list[Any], about: dict[str, Any]) -> Any:
-    """Rows as a table, the machine below."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD)
-    for name in ("scheme", "rows"):
-        table.add_column(name)
-    for name in ("dim", "ids", "kernel us", "all cores us", "eager us", "floor us", "x floor", "x faster than eager"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            f"{row.scheme} {row.kind}".strip(),
-            row.dtype,
-            str(row.dim),
-            f"{row.batch:,}",
-            f"{row.kernel_us:,.1f}",
-            f"{row.threads_us:,.1f}",
-            f"{row.eager_us:,.1f}",
-            f"{row.floor_us:,.1f}",
-            f"{row.over_floor:.2f}",
-            f"{row.over_eager:.1f}",
-        )
-    return Group(table, Text(", ".join(f"{name} {value}" for name, value in about.items())))
+    about = _machine() | {"ids": "uniform" if zipf is None else f"zipf {zipf}", "table_bytes": parse_bytes(table_size)}
+    cells = [row.cells() for row in rows]
+    show(json, {"machine": about, "rows": [row.to_json() for row in rows]}, lambda: table_of(bench.HEADS, cells, about))
 
 
 @app.command()
@@ -105,7 +77,6 @@ def schemes(
 ) -> None:
     """Train every scheme on the same events at the same size: bytes, cost of a lookup, quality."""
     from embstore.bench import schemes as bench
-    from embstore.bench.machine import describe
     from embstore.schemes import scheme_class
 
     for name in scheme or ():
@@ -119,39 +90,65 @@ def schemes(
             config, ratio=ratio, names=tuple(scheme or ()), overrides=set_ or [], progress=report.advanced
         )
     if markdown is not None:
-        bench.write_markdown(markdown, rows, ratio=ratio, config=config)
-    show(json, {"machine": describe(), "rows": [row.to_json() for row in rows]}, lambda: bench.as_table(rows))
+        bench.write_markdown(markdown, rows, _machine(), ratio=ratio, config=config)
+    about, cells = _machine(), [row.cells() for row in rows]
+    show(json, {"machine": about, "rows": [asdict(row) for row in rows]}, lambda: table_of(bench.HEADS, cells, about))
 
 
 @app.command()
-def serve(
-    rows: Annotated[list[str] | None, typer.Option(help="Only this row; may be repeated.")] = None,
-    seconds: Annotated[float, typer.Option(help="Length of every single measurement.")] = 3,
-    rounds: Annotated[int, typer.Option(help="How often the candidates take turns.")] = 5,
-    load: Annotated[
-        str, typer.Option(help="Closed loops by wrk, raw (our own), or auto: wrk if it is there.")
-    ] = "auto",
-    num_ids: Annotated[int, typer.Option(help="Ids of the tables; dhe has 200,000 at most.")] = 2_000_000,
-    dim: Annotated[int, typer.Option(help="Floats in a vector.")] = 64,
+def train(
+    config: Annotated[Path, typer.Argument(help="Training config: its data, model and training sections.")],
+    scheme: Annotated[list[str] | None, typer.Option(help="Only this scheme; may be repeated.")] = None,
+    ratio: Annotated[float, typer.Option(help="Compression of the schemes that compress.")] = 16,
+    rounds: Annotated[int, typer.Option(help="How often the candidates take turns.")] = 8,
+    steps: Annotated[int | None, typer.Option(help="Steps of each candidate; an epoch unless given.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key of the config.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json: JsonOption = False,
 ) -> None:
-    """The server on one core, load on another: throughput, latency, caches, workers, overload."""
-    from embstore.bench import serve as bench
-    from embstore.bench.machine import describe
+    """Training speed of every scheme beside plain nn.Embedding: same events, model, optimiser and batches."""
+    from embstore.bench import train as bench
+    from embstore.schemes import SCHEMES, scheme_class
+    from embstore.train.config import load_config
 
+    for name in scheme or ():
+        scheme_class(name)
     _at_least("rounds", rounds, 1)
-    _at_least("num-ids", num_ids, 1_000)
-    _at_least("dim", dim, 2)
-    if dim % 2:
-        raise ConfigError(f"--dim must be even, got {dim}")
-    if not 0.05 <= seconds <= 3600:
-        raise ConfigError(f"--seconds must be between 0.05 and 3600, got {seconds:g}")
-    sizes = bench.Sizes(num_ids=num_ids, dim=dim, dhe_ids=min(num_ids, 200_000))
-    with make_reporter(silent=json) as report:
-        found, tool = bench.measure(
-            rows or (), seconds=seconds, rounds=rounds, sizes=sizes, tool=load, progress=report.advanced
-        )
-    about = describe() | {"load": tool, "seconds": seconds, "rounds": rounds, "num_ids": num_ids, "dim": dim}
-    show(json, {"machine": about, "rows": [row.to_json() for row in found]}, lambda: bench.as_table(found, about))
-    if not all(row.figures for row in found):
-        raise typer.Exit(1)
+    if steps is not None:
+        _at_least("steps", steps, 1)
+    names = tuple(scheme or SCHEMES)
+    loaded = load_config(config, set_ or [])
+    speeds = bench.measure(loaded, ratio=ratio, rounds=rounds, steps=steps, device=device, names=names)
+    cells = [
+        (s.name, f"{s.num_bytes:,}", f"{s.examples_per_s:,.0f}", f"{s.ratio:.2f}", f"{s.least:.2f}-{s.most:.2f}")
+        for s in speeds
+    ]
+    heads = ("both tables", "bytes", "examples/s", f"of {bench.PLAIN}", "by round")
+    about = _machine()
+    show(json, {"machine": about, "rows": [asdict(s) for s in speeds]}, lambda: table_of(heads, cells, about))
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"--{name} must be at least {least}, got {value}")
+
+
+def _machine() -> dict[str, str | int | float]:
+    from embstore.common.machine import describe
+
+    return describe("torch", "numba", "numpy")
+
+
+def table_of(heads: Sequence[str], rows: Sequence[Sequence[str]], about: Mapping[str, object]) -> Group:
+    """A table whose first column is a name and the others figures, the machine below."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD)
+    for head in heads:
+        table.add_column(head, justify="left" if head == heads[0] else "right")
+    for row in rows:
+        table.add_row(*row)
+    return Group(table, Text(", ".join(f"{name} {value}" for name, value in about.items())))

@@ -68,20 +68,20 @@ def lines_read(scheme: Any, config: Any, tensors: Mapping[str, Tensor], ids_B: T
         total += -(-tensor.numel() * tensor.element_size() // LINE) + 1
     with Reads(tensors) as reads, torch.no_grad():
         scheme.compose(config, tensors, ids_B, take)
-    parts, done, order_B = [], 0, _order(config, ids_B.numpy())
+    parts, done, order_B = [], 0, _order(config, ids_B.cpu().numpy())
     for name, index in reads.found:
         tensor = tensors[name]
         row_bytes = tensor.element_size() * (tensor[0].numel() if tensor.ndim > 1 else 1)
         at: Any = slice(None)
         if order_B is not None:  # a part of the ids, in the order of their blocks
             at, done = order_B[done : done + len(index)], done + len(index)
-        begin_BK = _by_id(index.numpy(), len(ids_B) if order_B is None else len(index)) * row_bytes
+        begin_BK = _by_id(index.cpu().numpy(), len(ids_B) if order_B is None else len(index)) * row_bytes
         first_BK, last_BK = begin_BK // LINE, (begin_BK + row_bytes - 1) // LINE
         for step in range(int((last_BK - first_BK).max(initial=0)) + 1):
             line_BK = np.full((len(ids_B), begin_BK.shape[1]), -1, np.int32)
             line_BK[at] = np.where(first_BK + step <= last_BK, starts[name] + first_BK + step, -1)
             if name in ("hot", "cold"):  # the formula reads both and keeps one
-                line_BK[(ids_B.numpy() < config.num_hot) != (name == "hot")] = -1
+                line_BK[(ids_B.cpu().numpy() < config.num_hot) != (name == "hot")] = -1
             parts.append(line_BK)
     lines_BL = np.sort(np.concatenate(parts, axis=1), axis=1)[:, ::-1]
     again = np.zeros(lines_BL.shape, np.bool_)
@@ -128,6 +128,5 @@ def runs_of(lines_BL: NDArray[np.int32]) -> NDArray[np.int32]:
 
 def make_memory(num_lines: int) -> NDArray[np.float32]:
     """Lines of numbers one after the other, each page touched, the first on a line boundary."""
-    raw = np.ones((num_lines + 1) * LINE // 4, np.float32)
-    shift = -raw.ctypes.data % LINE // 4
-    return raw[shift : shift + num_lines * LINE // 4]
+    memory: NDArray[np.float32] = torch.ones(num_lines * LINE // 4).numpy()  # torch aligns to 64 bytes
+    return memory

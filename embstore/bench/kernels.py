@@ -9,7 +9,8 @@ they are made of, by torch on the same shapes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,10 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from embstore.bench.floor import bytes_read, lines_read, make_memory, products_made, runs_of
-from embstore.bench.machine import best_seconds
 from embstore.errors import ConfigError
 from embstore.parallel import in_parts, num_cores
-from embstore.quantize import for_kernels, pack_tensors, packed_layout, to_torch
+from embstore.quantize import TensorSpec, for_kernels, pack, packed_layout, to_torch
 from embstore.schemes import SCHEMES, scheme_class
 from embstore.schemes.base import Progress
 
@@ -30,6 +30,7 @@ DIMS = (16, 64, 128)
 TABLE_BYTES = 256_000_000
 RATIO = 16
 NETWORKS = ("dhe", "path")
+HEADS = ("scheme", "rows", "dim", "ids", "kernel us", "all cores us", "eager us", "floor us", "x floor", "x eager")
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "double_hash": {"sum": {}, "concat": {"op": "concat"}},
     "memcom": {"": {}, "bias": {"bias": True}},
@@ -59,25 +60,24 @@ class Row:
     eager_us: float
     floor_us: float
 
-    @property
-    def over_floor(self) -> float:
-        """Times the floor."""
-        return self.kernel_us / self.floor_us
-
-    @property
-    def over_eager(self) -> float:
-        """How many times faster than eager torch."""
-        return self.eager_us / self.kernel_us
+    def cells(self) -> list[str]:
+        """What is shown under HEADS."""
+        times = (self.kernel_us, self.threads_us, self.eager_us, self.floor_us)
+        names = [f"{self.scheme} {self.kind}".strip(), self.dtype, str(self.dim), f"{self.batch:,}"]
+        return [*names, *(f"{us:,.1f}" for us in times), f"{times[0] / times[3]:.2f}", f"{times[2] / times[0]:.1f}"]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ratios included."""
-        ratios = {"kernel_over_floor": round(self.over_floor, 3), "eager_over_kernel": round(self.over_eager, 2)}
+        ratios = {
+            "kernel_over_floor": round(self.kernel_us / self.floor_us, 3),
+            "eager_over_kernel": round(self.eager_us / self.kernel_us, 2),
+        }
         return asdict(self) | ratios | {"threads_speedup": round(self.kernel_us / self.threads_us, 2)}
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A table of one kind of a scheme, filled with numbers, as numpy and as torch over the same memory."""
+    """A table of one kind of a scheme, filled with numbers: numpy arrays, and torch tensors over the same memory."""
 
     scheme: Any
     kind: str
@@ -89,7 +89,7 @@ class Contender:
     @property
     def num_bytes(self) -> int:
         """Bytes stored."""
-        return sum(array.nbytes for array in self.arrays.values())
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 def measure(
@@ -130,8 +130,13 @@ def measure(
     return rows
 
 
-def make_contender(name: str, kind: str, options: dict[str, Any], dim: int, dtype: str, table_bytes: int) -> Contender:
-    """A table of about `table_bytes`, RATIO times smaller than the plain one (less where there are few columns)."""
+def make_contender(
+    name: str, kind: str, options: dict[str, Any], dim: int, dtype: str, table_bytes: int, device: str = "cpu"
+) -> Contender:
+    """A table of about `table_bytes`, RATIO times smaller than the plain one (less where there are few columns).
+
+    On another device than the CPU it has torch tensors alone. ConfigError where nothing can be stored as `dtype`.
+    """
     scheme = scheme_class(name)
     ratio = {"full": 1, "mixed_precision": 2}.get(name, min(RATIO, dim // 4))  # below every scheme's ceiling
     num_embeddings = table_bytes * ratio // (4 * dim)
@@ -140,43 +145,43 @@ def make_contender(name: str, kind: str, options: dict[str, Any], dim: int, dtyp
         budget = 1_000_000  # a network of a quarter of a million weights, whatever the number of ids
     with torch.device("meta"):
         config, _ = scheme.from_budget(num_embeddings, dim, budget, **options).export()
-    layout = scheme.layout(config)
-    slots = packed_layout(layout, dtype)
+    slots = packed_layout(scheme.layout(config), dtype)
     rng = np.random.default_rng(0)
-    numbers = {key: _numbers(slot.shape, slot.dtype, config, rng) for key, slot in layout.items()}
-    arrays = pack_tensors(numbers, layout, dtype)
-    tensors = {key: _shared(array, slots[key].dtype) for key, array in arrays.items()}
-    return Contender(scheme, kind, dtype, config, {k: for_kernels(a) for k, a in arrays.items()}, tensors)
+    tensors = {key: _filled(slot, config, rng, device) for key, slot in slots.items()}
+    arrays = {key: _array(tensor) for key, tensor in tensors.items()} if device == "cpu" else {}
+    return Contender(scheme, kind, dtype, config, arrays, tensors)
 
 
-def _numbers(shape: tuple[int, ...], dtype: str, config: Any, rng: np.random.Generator) -> NDArray[Any]:
-    """Numbers that a table of this dtype may hold, on a cache line: their values make no difference to speed."""
-    count = int(np.prod(shape))
-    block: NDArray[Any] = rng.standard_normal(min(count, 1 << 20), np.float32)
-    if dtype != "float32":
-        high = {"uint8": getattr(config, "num_codes", 256), "int32": getattr(config, "num_buckets", 1)}.get(dtype)
-        kind = np.uint8 if dtype in ("uint8", "int8", "int4") else np.dtype(dtype)
-        block = rng.integers(0, high, len(block)) if high else rng.integers(0, 1 << 62, len(block))
-        block = block.astype(kind)
-    raw = np.empty(count * block.itemsize + 64, np.uint8)
-    shift = -raw.ctypes.data % 64
-    array = raw[shift : shift + count * block.itemsize].view(block.dtype)
-    for start in range(0, count, len(block)):
-        array[start : start + len(block)] = block[: count - start]
-    if dtype == "int4":
-        array = array.view(np.int8)
-    array = array.reshape(shape)
-    if dtype in ("int8", "int4"):  # packed by the scheme itself: scale 1, bias 0
-        tail = np.array([1, 0], np.float32 if dtype == "int8" else np.float16).view(array.dtype)
-        array[:, -len(tail) :] = tail
-    return array
+def _filled(slot: TensorSpec, config: Any, rng: np.random.Generator, device: str) -> torch.Tensor:
+    """A tensor of numbers that a slot may hold: its first rows again and again, from a cache line on."""
+    block = to_torch(_block(slot, config, rng), slot.dtype).to(device)
+    tensor = torch.empty(slot.shape, dtype=block.dtype, device=device)
+    for start in range(0, slot.shape[0], len(block)):
+        tensor[start : start + len(block)] = block[: slot.shape[0] - start]
+    return tensor
 
 
-def _shared(array: NDArray[Any], dtype: str) -> torch.Tensor:
-    """The array as a tensor over the same memory."""
-    if dtype == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return to_torch(array, dtype) if dtype == "uint16" else torch.from_numpy(array)
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    """The same memory as CPU kernels take it."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(np.uint16)
+    return for_kernels(tensor.numpy())
+
+
+def _block(slot: TensorSpec, config: Any, rng: np.random.Generator) -> NDArray[Any]:
+    """Rows that a slot may hold, a million numbers or all of them: the values make no difference to speed."""
+    row = int(np.prod(slot.shape[1:]))
+    shape = (min(slot.shape[0], max(1, (1 << 20) // max(1, row))), *slot.shape[1:])
+    if slot.dtype in ("float32", "float16", "bfloat16"):
+        floats = rng.standard_normal(shape, np.float32)
+        return pack(floats, slot.dtype)
+    high = {"uint8": getattr(config, "num_codes", 256), "int32": getattr(config, "num_buckets", 1)}
+    if slot.dtype not in ("int8", "int4"):
+        return rng.integers(0, high.get(slot.dtype, 1 << 62), shape).astype(slot.numpy_dtype)
+    codes = rng.integers(0, 256, shape, np.uint8).view(slot.numpy_dtype)
+    tail = np.array([1, 0], np.float32 if slot.dtype == "int8" else np.float16).view(codes.dtype)  # scale, bias
+    codes[:, -len(tail) :] = tail
+    return codes
 
 
 def make_ids(num_embeddings: int, batch: int, zipf: float | None, draws: int) -> NDArray[np.int64]:
@@ -189,6 +194,30 @@ def make_ids(num_embeddings: int, batch: int, zipf: float | None, draws: int) ->
     ids = (1 + uniform * (top - 1)) ** (1 / (1 - zipf)) - 1
     capped: NDArray[np.int64] = np.minimum(ids.astype(np.int64), num_embeddings - 1)
     return capped
+
+
+def best_seconds(
+    runs: Mapping[str, Callable[[], object]], *, rounds: int = 5, seconds: float = 0.02
+) -> dict[str, float]:
+    """Least seconds a call of each; a round repeats a call for about `seconds`, and the candidates take turns.
+
+    The least of several is the time without other programs' interruptions; taking turns makes a machine whose speed
+    drifts slow all of them alike.
+    """
+    repeats = {}
+    for name, run in runs.items():
+        run()
+        begin = time.perf_counter()
+        run()
+        repeats[name] = max(1, int(seconds / max(time.perf_counter() - begin, 1e-7)))
+    best = dict.fromkeys(runs, float("inf"))
+    for _ in range(rounds):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            for _ in range(repeats[name]):
+                run()
+            best[name] = min(best[name], (time.perf_counter() - begin) / repeats[name])
+    return best
 
 
 def _measure(contender: Contender, batch: int, zipf: float | None, rounds: int) -> Row:

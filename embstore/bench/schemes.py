@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
-from embstore.bench.machine import best_seconds
+from embstore.bench.kernels import best_seconds
 from embstore.common.progress import Silent
 from embstore.errors import ConfigError
-from embstore.publish import open_store
+from embstore.publish.store import open_store
 from embstore.schemes import SCHEMES
 from embstore.schemes.base import Progress
 from embstore.train.config import TableConfig, TrainConfig, load_config
@@ -21,6 +21,7 @@ from embstore.train.demo import write_demo
 from embstore.train.run import train
 
 LOOKUP_IDS = 1_000
+HEADS = ("scheme", "bytes", "ratio", "nDCG", "of full", "1,000 ids, us", "training, s")
 BEGIN, END = "<!-- made by `embstore bench schemes", "<!-- end -->"
 
 
@@ -37,9 +38,12 @@ class Row:
     train_seconds: float
     note: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+    def cells(self) -> list[str]:
+        """What is shown under HEADS."""
+        if self.note:
+            return [self.scheme, self.note, "", "", "", "", ""]
+        numbers = [f"{self.num_bytes:,}", f"{self.ratio:g}", f"{self.ndcg:.4f}", f"{self.of_full:.0%}"]
+        return [self.scheme, *numbers, f"{self.lookup_us:,.1f}", f"{self.train_seconds:.1f}"]
 
 
 def measure(
@@ -76,7 +80,7 @@ def _train(config: TrainConfig, folder: Path, full: float | None) -> Row:
     num_bytes = sum(table.num_bytes for table in sizes)
     plain = sum(4 * table.num_embeddings * table.embedding_dim for table in sizes)
     table = store.load("item", num_threads=1)
-    keys = table.ids.keys(np.random.default_rng(0).integers(0, table.ids.num_ids, LOOKUP_IDS))
+    keys = table.ids.ids_of(np.random.default_rng(0).integers(0, table.ids.num_ids, LOOKUP_IDS))
     ids = table.ids.rows(keys)[0]
     out = np.empty((LOOKUP_IDS, table.embedding_dim), np.float32)
     best = best_seconds({"lookup": lambda: table.scheme.lookup(table.config, table.tensors, ids, out)})
@@ -95,30 +99,6 @@ def _refused(name: str, why: str) -> Row:
     return Row(scheme=name, num_bytes=0, ratio=0, ndcg=0, of_full=0, lookup_us=0, train_seconds=0, note=why)
 
 
-HEADS = ("scheme", "bytes", "ratio", "nDCG", "of full", "1,000 ids, us", "training, s")
-
-
-def _cells(row: Row) -> list[str]:
-    if row.note:
-        return [row.scheme, row.note, "", "", "", "", ""]
-    of_full = f"{row.of_full:.0%}"
-    numbers = [f"{row.num_bytes:,}", f"{row.ratio:g}", f"{row.ndcg:.4f}", of_full, f"{row.lookup_us:,.1f}"]
-    return [row.scheme, *numbers, f"{row.train_seconds:.1f}"]
-
-
-def as_table(rows: list[Row]) -> Any:
-    """For a terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD)
-    for name in HEADS:
-        table.add_column(name, justify="left" if name == "scheme" else "right")
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
-
-
 def check_markdown(path: Path, *, ratio: float, config: Path | None) -> tuple[str, str, str]:
     """What a file has before the table of this config and ratio, its marker, what comes after; ConfigError without."""
     name = f" {config}" if config else ""
@@ -134,13 +114,13 @@ def check_markdown(path: Path, *, ratio: float, config: Path | None) -> tuple[st
     return head, begin, tail
 
 
-def write_markdown(path: Path, rows: list[Row], *, ratio: float, config: Path | None) -> None:
+def write_markdown(
+    path: Path, rows: list[Row], machine: Mapping[str, object], *, ratio: float, config: Path | None
+) -> None:
     """Replace what stands between the markers of this config and ratio in a Markdown file; ConfigError without them."""
-    from embstore.bench.machine import describe
-
     head, begin, tail = check_markdown(path, ratio=ratio, config=config)
     lines = ["| " + " | ".join(HEADS) + " |", "|" + "|".join(["---", *["---:"] * (len(HEADS) - 1)]) + "|"]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
-    about = ", ".join(f"{key} {value}" for key, value in describe().items() if key != "load")
+    lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
+    about = ", ".join(f"{key} {value}" for key, value in machine.items() if key != "load")
     body = "\n".join([*lines, "", f"Machine: {about}."])
     path.write_text(f"{head}{begin}\n{body}\n{END}{tail}", "utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from embstore.common.locks import release_lock, take_lock
 from embstore.errors import StoreError, VerificationFailed
 
 NUMBER = re.compile(r"[1-9][0-9]{0,17}")
@@ -30,7 +30,7 @@ def staging(folder: Path) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
+        release_lock(lock)
 
 
 def _make_locked(path: Path) -> int:
@@ -38,11 +38,10 @@ def _make_locked(path: Path) -> int:
     while True:
         path.mkdir()
         with suppress(FileNotFoundError):
-            lock = os.open(path, os.O_RDONLY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock = take_lock(path)
             if path.exists():  # nobody took it for abandoned between the calls
                 return lock
-            os.close(lock)
+            release_lock(lock)
 
 
 def _remove_abandoned(folder: Path) -> None:
@@ -51,12 +50,9 @@ def _remove_abandoned(folder: Path) -> None:
         if not name.startswith(_STAGING):
             continue
         with suppress(OSError):
-            lock = os.open(folder / name, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder / name, ignore_errors=True)
-            finally:
-                os.close(lock)
+            lock = take_lock(folder / name, wait=False)
+            shutil.rmtree(folder / name, ignore_errors=True)
+            release_lock(lock)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

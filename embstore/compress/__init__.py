@@ -2,5 +2,5 @@
 
     vectors, counts -> fit within the bytes -> measure what would be served -> store.publish -> report
 
-`run.compress` tells that story from top to bottom; every other file here is one of its steps.
+`run.compress` tells that story from top to bottom, `command` writes the page afterwards; every other file is a step.
 """

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embstore.common.render import compression_table, show
-from embstore.errors import ConfigError
+from embstore.common.options import (
+    DEFAULT_STORE,
+    DtypeOption,
+    JsonOption,
+    LabelOption,
+    NewIdTypeOption,
+    NoPromoteOption,
+    StoreOption,
+)
+from embstore.common.render import columns, show
+from embstore.publish.command import published_line
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from embstore.compress.result import Result
 
 
 def compress(
@@ -24,9 +36,7 @@ def compress(
         Path | None, typer.Option(help="How often each id is asked for: .npy in row order, or .parquet of id, count.")
     ] = None,
     tensor: Annotated[str | None, typer.Option(help="Which tensor, where the file holds several.")] = None,
-    dtype: Annotated[
-        str, typer.Option(help="How rows are stored: float32, float16, bfloat16, int8 or int4.")
-    ] = "float32",
+    dtype: DtypeOption = "float32",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="An option of the scheme, e.g. --set bias=true.")
     ] = None,
@@ -35,22 +45,19 @@ def compress(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of whatever is drawn.")] = 0,
     table: Annotated[str | None, typer.Option(help="Publish under this name; without it only report.")] = None,
-    store: Annotated[Path, typer.Option("--store", envvar="EMBSTORE_STORE", help="Folder of the store.")] = Path(
-        "store"
-    ),
-    label: Annotated[str, typer.Option(help="Label to move to the new version.")] = "latest",
-    no_promote: Annotated[bool, typer.Option("--no-promote", help="Publish without moving any label.")] = False,
-    new_id_type: Annotated[
-        bool, typer.Option("--new-id-type", help="Move the label even from string ids to integers, or back.")
-    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+    label: LabelOption = "latest",
+    no_promote: NoPromoteOption = False,
+    new_id_type: NewIdTypeOption = False,
     html: Annotated[Path | None, typer.Option(help="Also write the report, with plots, as one HTML file.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")] = False,
+    json: JsonOption = False,
 ) -> None:
-    """Fit a scheme to vectors that exist, say what that costs and keeps, and publish it where --table is given."""
+    """Compress existing vectors, report size and quality, and publish the result where --table is given."""
+    from embstore.common.config import parse_assignment
     from embstore.common.progress import make_reporter
-    from embstore.compress.run import Job
-    from embstore.compress.run import compress as run
-    from embstore.publish import open_store
+    from embstore.compress import page, run
+    from embstore.compress.result import Job
+    from embstore.publish.store import open_store
 
     job = Job(
         vectors=vectors,
@@ -60,28 +67,50 @@ def compress(
         counts=counts,
         tensor=tensor,
         dtype=dtype,
-        options=parse_options(set_ or []),
+        options=dict(parse_assignment(text, "bias=true") for text in set_ or []),
         keep_order=keep_order,
         seed=seed,
         table=table,
         label=None if no_promote else label,
         new_id_type=new_id_type,
-        html=html,
     )
     with make_reporter(silent=json) as report:
-        result = run(job, store=open_store(store), report=report)
+        if html is not None:
+            page.check_page(html)
+        result = run.compress(job, store=open_store(store), report=report)
+        if html is not None:
+            page.write_page(html, result)
+            report.note(f"report written to {html}")
     show(json, result.to_json(), lambda: compression_table(result))
 
 
-def parse_options(given: Sequence[str]) -> dict[str, Any]:
-    """`name=value` pairs as a mapping; a value is TOML, or plain text where it is not."""
-    options = dict[str, Any]()
-    for pair in given:
-        name, equals, text = pair.partition("=")
-        if not equals or not name.strip().isidentifier():
-            raise ConfigError(f"--set takes name=value, as bias=true, got {pair!r}")
-        try:
-            options[name.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            options[name.strip()] = text.strip()
-    return options
+def compression_table(result: Result) -> RenderableType:
+    """What a compression costs and what it keeps, and what it published."""
+    from rich.console import Group
+
+    def shown(value: float | None) -> str:
+        return "none" if value is None else f"{value:.4f}"
+
+    quality = result.quality
+    size = columns("scheme", "rows", ">ids", ">dim", ">bytes", ">ratio", ">bytes for ids", title=result.vectors)
+    numbers = (f"{result.num_embeddings:,}", str(result.embedding_dim), f"{result.num_bytes:,}")
+    size.add_row(result.scheme, result.dtype, *numbers, f"{result.ratio:.1f}x", f"{result.id_space_bytes:,}")
+    percentiles = max((group.percentiles for group in quality.cosines.values()), key=len)
+    cosines = columns("cosine", ">ids", *(f">{name}" for name in percentiles))
+    for name, group in quality.cosines.items():
+        cosines.add_row(name, f"{group.num_ids:,}", *(shown(group.percentiles.get(p)) for p in percentiles))
+    kept = columns("measure", ">value")
+    if result.quality.error_by_popularity is not None:
+        kept.add_row("relative error, weighted by count", shown(quality.relative_error))
+    kept.add_row("relative error, every id alike", shown(quality.relative_error_unweighted))
+    if quality.recall is not None:
+        for name in ("cosine", "inner_product"):
+            title = (
+                f"recall@{quality.recall.neighbours} of {quality.recall.num_queries:,} ids, {name.replace('_', ' ')}"
+            )
+            kept.add_row(title, shown(getattr(quality.recall, name)))
+    if result.version is None:
+        return Group(size, kept, cosines, "nothing is published: --table NAME publishes it")
+    assert result.table is not None
+    moved = result.label, result.embedding_dim, result.embedding_dim_before
+    return Group(size, kept, cosines, published_line(result.table, result.version, *moved))

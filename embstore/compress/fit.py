@@ -126,7 +126,7 @@ def _built(
 
 def _sizes(scheme: type[Scheme], option: str) -> bool:
     """Whether a module is built with the option; what only `fit` takes changes no sizes."""
-    takers = (scheme.from_budget, scheme.__init__)
+    takers = (scheme.from_budget, scheme)
     return option not in inspect.signature(scheme.fit).parameters or any(
         option in inspect.signature(taker).parameters for taker in takers
     )

@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from embstore.compress.counts import read_counts
-from embstore.errors import ConfigError, DataError, VerificationFailed
-from embstore.quantize import unpack_bfloat16
-from embstore.vectors import SUFFIXES, read_vectors
+from embstore.errors import ConfigError, DataError
+from embstore.vectors import SUFFIXES, read_safetensors, read_vectors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 NUM_NAMED = 12
@@ -30,12 +29,12 @@ Int64s = NDArray[np.int64]
 class Source:
     """A table as it was found: vectors in row order, and what is known about each row.
 
-    keys: the ids in row order; None: rows are ids 0 .. N - 1. counts_N: how often each id is asked for, at least one
+    ids: in row order; None: rows are ids 0 .. N - 1. counts_N: how often each id is asked for, at least one
     above 0; None: not known.
     """
 
     vectors_ND: NDArray[np.float32]
-    keys: Int64s | list[str] | None = None
+    ids: Int64s | list[str] | None = None
     counts_N: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
@@ -46,9 +45,9 @@ class Source:
         """Floats in one vector."""
         return int(self.vectors_ND.shape[1])
 
-    def key(self, row: int) -> int | str:
+    def id_of(self, row: int) -> int | str:
         """The id of a row."""
-        return row if self.keys is None else self.keys[row] if isinstance(self.keys, list) else int(self.keys[row])
+        return row if self.ids is None else self.ids[row] if isinstance(self.ids, list) else int(self.ids[row])
 
     @property
     def falls(self) -> bool:
@@ -60,15 +59,15 @@ class Source:
         if self.counts_N is None or self.falls:
             return self
         order_N = np.argsort(-self.counts_N, kind="stable")
-        keys = order_N if self.keys is None else _taken(self.keys, order_N)
-        return Source(self.vectors_ND[order_N], keys, self.counts_N[order_N])
+        ids = order_N if self.ids is None else _taken(self.ids, order_N)
+        return Source(self.vectors_ND[order_N], ids, self.counts_N[order_N])
 
     def hottest(self, most: int) -> list[int] | list[str]:
         """The ids asked for most, hottest first, none that is never asked for."""
         if self.counts_N is None:
             return []
         rows = np.argsort(-self.counts_N, kind="stable")[:most]
-        return [self.key(int(row)) for row in rows if self.counts_N[row] > 0]  # type: ignore[return-value]
+        return [self.id_of(int(row)) for row in rows if self.counts_N[row] > 0]  # type: ignore[return-value]
 
 
 def read_source(vectors: Path, *, counts: Path | None = None, tensor: str | None = None) -> Source:
@@ -80,18 +79,18 @@ def read_source(vectors: Path, *, counts: Path | None = None, tensor: str | None
     if not vectors.is_file():
         raise DataError(f"{vectors}: no such file")
     if vectors.suffix in TORCH_SUFFIXES:
-        array, keys = _one_of(_read_state_dict(vectors), tensor, vectors), None
+        array, ids = _one_of(_read_state_dict(vectors), tensor, vectors), None
     elif vectors.suffix == ".safetensors":
-        array, keys = _one_of(_read_safetensors(vectors), tensor, vectors), None
+        array, ids = _one_of(read_safetensors(vectors), tensor, vectors), None
     elif vectors.suffix not in SUFFIXES:
         raise DataError(f"{vectors}: vectors come as {', '.join((*SUFFIXES, *TORCH_SUFFIXES))}")
     else:
         if tensor is not None:
             raise ConfigError(f"{vectors}: --tensor is for .safetensors and torch files, which hold several")
-        array, keys = read_vectors(vectors)
-    source = Source(_float32(array, str(vectors)), keys)
+        array, ids = read_vectors(vectors)
+    source = Source(_float32(array, str(vectors)), ids)
     _check_finite(source, vectors)
-    return source if counts is None else replace(source, counts_N=read_counts(counts, len(source), keys))
+    return source if counts is None else replace(source, counts_N=read_counts(counts, len(source), ids))
 
 
 def _read_state_dict(path: Path) -> dict[str, Any]:
@@ -116,17 +115,6 @@ def _flat(held: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
         elif isinstance(value, torch.Tensor):
             named.append((f"{prefix}{name}", value))
     return named
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from embstore.store.tensor_file import map_file, read_arrays
-
-    try:
-        arrays = read_arrays(map_file(path), str(path))
-    except (OSError, VerificationFailed) as error:
-        raise DataError(f"{path}: {error}") from error
-    # The reader gives bfloat16 as the bits it is made of.
-    return {name: unpack_bfloat16(array) if array.dtype == np.uint16 else array for name, array in arrays.items()}
 
 
 def _one_of(held: Mapping[str, Any], tensor: str | None, path: Path) -> Any:
@@ -173,9 +161,9 @@ def _check_finite(source: Source, path: Path) -> None:
         bad = np.flatnonzero(~np.isfinite(source.vectors_ND[start : start + CHECK_ROWS]).all(axis=1))
         if len(bad):
             row = start + int(bad[0])
-            which = f"row {row:,}" + ("" if source.keys is None else f" (id {source.key(row)!r})")
+            which = f"row {row:,}" + ("" if source.ids is None else f" (id {source.id_of(row)!r})")
             raise DataError(f"{path}: NaN, infinity or a number too large for float32, first in {which}")
 
 
-def _taken(keys: Int64s | list[str], rows_N: Int64s) -> Int64s | list[str]:
-    return [keys[row] for row in rows_N] if isinstance(keys, list) else keys[rows_N]
+def _taken(ids: Int64s | list[str], rows_N: Int64s) -> Int64s | list[str]:
+    return [ids[row] for row in rows_N] if isinstance(ids, list) else ids[rows_N]

@@ -7,7 +7,7 @@ the vectors' own. On the CPU results depend on nothing but the arguments and the
 
 from __future__ import annotations
 
-from embstore.fitting.checks import Progress, weighted_relative_error
+from embstore.fitting.checks import Progress
 from embstore.fitting.distill import distill
 from embstore.fitting.kmeans import nearest_centroids, weighted_kmeans
 from embstore.fitting.linear import rank_one_per_bucket, weighted_bucket_means, weighted_svd
@@ -19,6 +19,5 @@ __all__ = [
     "rank_one_per_bucket",
     "weighted_bucket_means",
     "weighted_kmeans",
-    "weighted_relative_error",
     "weighted_svd",
 ]

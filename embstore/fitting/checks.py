@@ -1,4 +1,4 @@
-"""What every fit asks of its input, and the error they all minimise."""
+"""What every fit asks of its input."""
 
 # Shapes: N vectors, D dimensions.
 
@@ -77,19 +77,6 @@ def weighted_mean(vectors_ND: Tensor, mass_N: Tensor) -> Tensor:
 def largest(vectors_ND: Tensor) -> float:
     """The largest magnitude among the vectors' elements."""
     return max(float(vectors_ND[at].abs().max()) for at in chunks(*vectors_ND.shape))
-
-
-def weighted_relative_error(vectors_ND: Tensor, approx_ND: Tensor, weights_N: Tensor | None = None) -> float:
-    """sqrt(sum w |x - y|^2 / sum w |x|^2): 0 is exact, 1 is no better than zeros; infinite where all x are 0."""
-    mass_N = checked(vectors_ND, weights_N)
-    if approx_ND.shape != vectors_ND.shape:
-        raise DataError(f"the approximation has shape {list(approx_ND.shape)}, the vectors {list(vectors_ND.shape)}")
-    error = energy = 0.0
-    for at in chunks(*vectors_ND.shape):
-        x_nd = vectors_ND[at].double()
-        error += float(mass_N[at] @ (x_nd - approx_ND[at].to(x_nd)).square().sum(dim=1))
-        energy += float(mass_N[at] @ x_nd.square().sum(dim=1))
-    return relative(error, energy)
 
 
 def relative(error: float, energy: float) -> float:

@@ -4,9 +4,8 @@
 * `cuda`: CUDA tensors in, one launch a lookup;
 * `reference`: `compose` behind the same contract, on any device.
 
-A file is named after its scheme, in both folders. Five serve several schemes: `gather` full, hash and memcom;
-`split` frequency, learned_hash and mixed_precision; `hashed` double_hash and mem_rec; `memory` robe and lma;
-`project` low_rank and mixed_dim.
+A file is named after its scheme, in both folders; SHARED lists those that serve several. `warm` compiles what does not
+depend on a table's scheme.
 
 Which of them runs follows from the type and device of `out` and nothing else: no environment variable, no fallback at
 run time. Contract of all: `ids` are int64, checked by the caller to lie in `[0, num_embeddings)` or to be negative;
@@ -24,6 +23,16 @@ Array = Any
 """numpy.ndarray or torch.Tensor, the same kind for every argument of one call."""
 
 
+SHARED = {
+    "gather": ("full", "hash", "memcom", "qr", "dhe"),
+    "split": ("frequency", "learned_hash", "mixed_precision"),
+    "hashed": ("double_hash", "mem_rec"),
+    "memory": ("robe", "lma"),
+    "project": ("low_rank", "mixed_dim"),
+}
+"""Files of `cpu` and `cuda` that several schemes use, and which."""
+
+
 class Loops:
     """The loops of one file of this package, imported when the first of them is called: numba takes a while to load.
 
@@ -32,11 +41,11 @@ class Loops:
     """
 
     def __init__(self, file: str) -> None:
-        self._file = file
+        self.file = file
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        loop = getattr(import_module(f"embstore.kernels.{self._file}"), name)
+        loop = getattr(import_module(f"embstore.kernels.{self.file}"), name)
         setattr(self, name, loop)  # found without this function from now on
         return loop

@@ -1,7 +1,8 @@
 """The compression schemes: drop-in replacements for `torch.nn.Embedding` that store less.
 
-`SCHEMES` maps each stable name, as it stands in manifests, to where its class lives. Adding a scheme is one file and
-one line here; the contract tests, the trainer, the store and the server pick it up from this table.
+A scheme is one file here and one line in SCHEMES; the trainer, the store, the server and the contract tests find it
+there. What else names every scheme is made from it by `python tests/support/derived.py`: the imports for type checkers
+below and the table of docs/schemes.md.
 """
 
 from __future__ import annotations
@@ -12,8 +13,31 @@ from typing import TYPE_CHECKING, Any
 
 from embstore.errors import ConfigError
 
+SCHEMES = {
+    "full": "Full",
+    "hash": "Hash",
+    "double_hash": "DoubleHash",
+    "frequency": "Frequency",
+    "low_rank": "LowRank",
+    "mixed_dim": "MixedDim",
+    "masked": "Masked",
+    "qr": "QR",
+    "path": "PathBased",
+    "memcom": "MEmCom",
+    "mem_rec": "MEMRec",
+    "learned_hash": "LearnedHash",
+    "robe": "ROBE",
+    "lma": "LMA",
+    "dhe": "DHE",
+    "mixed_precision": "MixedPrecision",
+    "pq": "PQ",
+}
+"""Stable name, as it stands in manifests, and class. The name is also that of the file."""
+
 if TYPE_CHECKING:
     from embstore.schemes.base import Scheme as Scheme
+
+    # made by `python tests/support/derived.py`
     from embstore.schemes.dhe import DHE as DHE
     from embstore.schemes.double_hash import DoubleHash as DoubleHash
     from embstore.schemes.frequency import Frequency as Frequency
@@ -31,28 +55,7 @@ if TYPE_CHECKING:
     from embstore.schemes.pq import PQ as PQ
     from embstore.schemes.qr import QR as QR
     from embstore.schemes.robe import ROBE as ROBE
-
-SCHEMES = {
-    "full": "embstore.schemes.full:Full",
-    "hash": "embstore.schemes.hash:Hash",
-    "double_hash": "embstore.schemes.double_hash:DoubleHash",
-    "frequency": "embstore.schemes.frequency:Frequency",
-    "low_rank": "embstore.schemes.low_rank:LowRank",
-    "mixed_dim": "embstore.schemes.mixed_dim:MixedDim",
-    "masked": "embstore.schemes.masked:Masked",
-    "qr": "embstore.schemes.qr:QR",
-    "path": "embstore.schemes.path:PathBased",
-    "memcom": "embstore.schemes.memcom:MEmCom",
-    "mem_rec": "embstore.schemes.mem_rec:MEMRec",
-    "learned_hash": "embstore.schemes.learned_hash:LearnedHash",
-    "robe": "embstore.schemes.robe:ROBE",
-    "lma": "embstore.schemes.lma:LMA",
-    "dhe": "embstore.schemes.dhe:DHE",
-    "mixed_precision": "embstore.schemes.mixed_precision:MixedPrecision",
-    "pq": "embstore.schemes.pq:PQ",
-}
-
-_CLASSES = {path.partition(":")[2]: path for path in (*SCHEMES.values(), "embstore.schemes.base:Scheme")}
+    # end
 
 
 def scheme_class(name: str) -> type[Scheme]:
@@ -61,14 +64,13 @@ def scheme_class(name: str) -> type[Scheme]:
         near = get_close_matches(str(name), SCHEMES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"no scheme named {name!r}: the schemes are {', '.join(SCHEMES)}{hint}")
-    module, _, attribute = SCHEMES[name].partition(":")
-    found: type[Scheme] = getattr(import_module(module), attribute)
+    found: type[Scheme] = getattr(import_module(f"embstore.schemes.{name}"), SCHEMES[name])
     return found
 
 
 def __getattr__(name: str) -> Any:
     """`from embstore.schemes import MEmCom` loads just that scheme's file."""
-    if name not in _CLASSES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _CLASSES[name].partition(":")
-    return getattr(import_module(module), attribute)
+    for scheme, class_name in {**SCHEMES, "base": "Scheme"}.items():
+        if class_name == name:
+            return getattr(import_module(f"embstore.schemes.{scheme}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

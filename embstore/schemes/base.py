@@ -7,8 +7,9 @@ The promises that the contract test checks for each of them:
   schemes are meaningless otherwise), `embedding_dim ** -0.5` unless given: vectors of about unit length;
 * `num_bytes()` is what the tensors take on disk.
 
-A scheme's file holds its Config, `layout` (what is stored), `compose` (the formula, in torch), `lookup_cpu` (the
-compiled loop over the same tensors), `from_budget` and, where a better one than gradient descent is known, `fit`.
+A scheme's file holds its Config, `start` (its parameters), `layout` (what is stored), `compose` (the formula, in
+torch), `lookup_cpu` (the compiled loop over the same tensors), `from_budget` and, where a better way than gradient
+descent is known, `solve`.
 """
 
 # Shapes: B ids in a batch, D embedding_dim, N num_embeddings.
@@ -16,7 +17,8 @@ compiled loop over the same tensors), `from_budget` and, where a better one than
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
+from inspect import Parameter, Signature, signature
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -27,7 +29,7 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError, IdOutOfRange
 from embstore.kernels import Array
 from embstore.kernels.reference import write
-from embstore.quantize import Slot, packed_layout, take
+from embstore.quantize import TensorSpec, packed_layout, take
 
 MAX_IDS = (1 << 63) - 1
 MAX_DIM = 1 << 16
@@ -62,31 +64,89 @@ class SchemeConfig:
             bounds = f"at least {at_least}" + (f" and at most {at_most}" if at_most is not None else "")
             raise ConfigError(f"{name} must be {bounds}, got {value}")
 
+    def require_bool(self, *names: str) -> None:
+        """ConfigError unless these fields are true or false."""
+        for name in names:
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+
+    def require_one_of(self, name: str, choices: Iterable[str]) -> None:
+        """ConfigError unless field `name` is one of the choices."""
+        if getattr(self, name) not in choices:
+            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+
     def parameters(self) -> dict[str, Any]:
         """The fields beyond the two sizes every scheme has: what a manifest calls `parameters`."""
         values = asdict(self)
         return {f.name: values[f.name] for f in fields(self) if f.name not in ("num_embeddings", "embedding_dim")}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """A scheme's line in docs/schemes.md: n ids of D float32 numbers, m shared rows."""
+
+    vector: str
+    stored: str
+    """Bytes."""
+    reads: str
+    """Bytes an id."""
+    ceiling: str
+    """The compression ratio that no options pass."""
+    unseen: str
+    """What an id in range that training never saw gets."""
+
+
 class Scheme(nn.Module):
     """Base of all schemes: any int tensor of ids in, `(*ids.shape, embedding_dim)` float32 out."""
 
     name: ClassVar[str]
+    facts: ClassVar[Facts]
     Config: ClassVar[type[SchemeConfig]]
     uses: ClassVar[frozenset[str]] = frozenset()
     """What `from_budget` takes beside sizes: `frequencies` (float [N], how often each id occurs), `histories`
     (int64 [E, 2], pairs of id and what it occurred with), `vectors` (float [N, small], a cheap embedding)."""
+    given_in_code: ClassVar[frozenset[str]] = frozenset()
+    """Constructor arguments that are tensors beside those in `uses`: no config and no command line can say them."""
     by_rank: ClassVar[bool] = False
     """Whether ids with small numbers get more or share less: number them by falling frequency then."""
     tolerance: ClassVar[float] = 0.0
     """How far, relative to the largest number of a batch, two machines' vectors may differ: 0 where the arithmetic is
     the same everywhere, more where sums are taken in an order that depends on the processor."""
     config: SchemeConfig
+    __signature__: ClassVar[Signature]
+    """What `help` and `inspect.signature` show: the fields of Config and what `start` takes, by name."""
 
-    def __init__(self, config: SchemeConfig, *, sparse: bool = False) -> None:
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.__signature__ = _signature(cls)
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        sparse: bool = False,
+        init_std: float | None = None,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> None:
+        """sparse: gradients of rows are sparse; init_std: standard deviation of the vectors at their start, None:
+        `embedding_dim ** -0.5`; generator: of what is drawn; options: the fields of Config, and what `start` takes."""
         super().__init__()
-        self.config = config
+        parameters = self.parameters_in(options)
+        self.config = self.Config(num_embeddings=num_embeddings, embedding_dim=embedding_dim, **parameters)
         self.sparse = sparse
+        rest = {name: value for name, value in options.items() if name not in parameters}
+        self.start(target_std(embedding_dim, init_std), generator, **rest)
+
+    @classmethod
+    def parameters_in(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the options that are fields of Config."""
+        return {field.name: options[field.name] for field in fields(cls.Config) if field.name in options}
+
+    def start(self, std: float, generator: torch.Generator | None) -> None:
+        """Make the parameters of `self.config`: composed vectors start with mean 0 and standard deviation `std`."""
+        raise NotImplementedError
 
     @property
     def num_embeddings(self) -> int:
@@ -158,7 +218,7 @@ class Scheme(nn.Module):
             write(out_BD, ids_B, lambda ids: cls.compose(config, tensors, ids, take))
 
     @classmethod
-    def layout(cls, config: Any) -> dict[str, Slot]:
+    def layout(cls, config: Any) -> dict[str, TensorSpec]:
         """Name -> shape and dtype of every stored tensor, known without building any of them."""
         raise NotImplementedError
 
@@ -172,7 +232,7 @@ class Scheme(nn.Module):
     @classmethod
     def from_budget(
         cls, num_embeddings: int, embedding_dim: int, num_bytes: int, *, frequencies: Any = None, **options: Any
-    ) -> Self:
+    ) -> Scheme:
         """The largest module of this scheme that stores at most `num_bytes`; ConfigError says what is the least.
 
         frequencies: float [N], how often each id occurs, for schemes that share out by it. The rest as constructed.
@@ -204,26 +264,31 @@ class Scheme(nn.Module):
     ) -> Self:
         """The module of at most `num_bytes` whose vectors are closest to the given ones.
 
-        weights_N: how much each id's error counts (its popularity); None: all alike. Schemes that know a closed form
-        or an alternating one use it; this one distils by gradient descent.
+        weights_N: how much each id's error counts (its popularity); None: all alike. By the scheme's `solve`, or by
+        gradient descent where it has none. The options are those of `from_budget`.
         """
-        from embstore.fitting import distill
-
         num_embeddings, embedding_dim = vectors_ND.shape
-        std = float(vectors_ND.std(correction=0)) or None
-        module = cls.from_budget(
-            num_embeddings,
-            embedding_dim,
-            num_bytes,
-            frequencies=weights_N,
-            **({"init_std": std, "generator": generator} | options),
-        )
-        distill(module, vectors_ND, weights_N=weights_N, generator=generator, progress=progress)
+        solved = cls.solve is not Scheme.solve
+        # Gradient descent goes on from the start, so that has the vectors' size.
+        given: dict[str, Any] = {} if solved else {"init_std": float(vectors_ND.std(correction=0)) or None}
+        given |= {"frequencies": weights_N, "generator": generator} | options
+        module = cls.from_budget(num_embeddings, embedding_dim, num_bytes, **given)
+        assert isinstance(module, cls)
+        if solved:
+            module.solve(vectors_ND, weights_N, progress)
+        else:
+            from embstore.fitting import distill
+
+            distill(module, vectors_ND, weights_N=weights_N, generator=generator, progress=progress)
         return module
+
+    def solve(self, vectors_ND: Tensor, weights_N: Tensor | None, progress: Progress | None) -> None:
+        """Set the parameters to those whose vectors are closest to the given ones, by a closed form or steps to it."""
+        raise NotImplementedError
 
     def num_bytes(self, dtype: str = "float32") -> int:
         """Bytes of the stored tensors, which is their size on disk, with rows stored as `dtype`."""
-        return sum(slot.num_bytes for slot in packed_layout(self.layout(self.config), dtype).values())
+        return sum(spec.num_bytes for spec in packed_layout(self.layout(self.config), dtype).values())
 
     def check(self, ids: Tensor) -> None:
         """IdOutOfRange unless all ids are integers in `[0, num_embeddings)`: a bad id never reads a row."""
@@ -245,6 +310,21 @@ class Scheme(nn.Module):
         return ", ".join(f"{k}={v!r}" for k, v in asdict(self.config).items()) + f", num_bytes={self.num_bytes():,}"
 
 
+def _signature(scheme: type[Scheme]) -> Signature:
+    """How a scheme is constructed, with `**options` spelt out: sizes, fields of Config, what `start` takes."""
+    own = signature(scheme.__init__).parameters
+    if "options" not in own or not hasattr(scheme, "Config"):
+        return Signature([p for name, p in own.items() if name != "self"])
+    keyword, common = Parameter.KEYWORD_ONLY, signature(Scheme.__init__).parameters
+    found = {name: common[name] for name in ("num_embeddings", "embedding_dim")}
+    for field in fields(scheme.Config):
+        default = Parameter.empty if field.default is MISSING else field.default
+        found.setdefault(field.name, Parameter(field.name, keyword, default=default, annotation=field.type))
+    for parameters in (signature(scheme.start).parameters, own, common):
+        found |= {name: p for name, p in parameters.items() if p.kind is keyword}
+    return Signature(list(found.values()))
+
+
 def normal(
     shape: tuple[int, ...], std: float, *, mean: float = 0.0, generator: torch.Generator | None = None
 ) -> nn.Parameter:
@@ -259,6 +339,13 @@ def target_std(embedding_dim: int, init_std: float | None) -> float:
     if not init_std > 0:
         raise ConfigError(f"init_std must be above 0, got {init_std}")
     return float(init_std)
+
+
+def only_budget(options: Mapping[str, Any], *sizes: str) -> None:
+    """ConfigError when one of these sizes is given beside a budget."""
+    for name in sizes:
+        if name in options:
+            raise ConfigError(f"give either a budget or {name}, not both")
 
 
 def buckets_in(num_bytes: int, row_bytes: int, least_bytes: int, scheme: str) -> int:

@@ -33,6 +33,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -44,10 +45,10 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.hashing import MASK64, mix64, mix64_torch, seed_offset
 from embstore.kernels import Loops
-from embstore.quantize import Slot, dequantize
-from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
+from embstore.quantize import TensorSpec, dequantize
+from embstore.schemes.base import Facts, Progress, Rows, Scheme, SchemeConfig, Tensors, normal, only_budget
 
-cpu_dhe = Loops("cpu.dhe")
+cpu_dhe, cuda_dhe = Loops("cpu.dhe"), Loops("cuda.dhe")
 cpu_gather = Loops("cpu.gather")
 
 ACTIVATIONS = ("mish", "relu")
@@ -91,9 +92,8 @@ class DHEConfig(SchemeConfig):
         for width in self.hidden:
             if not isinstance(width, int) or isinstance(width, bool) or not 1 <= width <= MAX_WIDTH:
                 raise ConfigError(f"hidden widths must be whole numbers from 1 to {MAX_WIDTH}, got {width!r}")
-        for name, known in (("activation", ACTIVATIONS), ("encoding", ENCODINGS)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        self.require_one_of("activation", ACTIVATIONS)
+        self.require_one_of("encoding", ENCODINGS)
         if self.encoding == "gaussian" and self.num_hashes % 2:
             raise ConfigError(
                 f"a gaussian encoding takes hashes in pairs: num_hashes must be even, got {self.num_hashes}"
@@ -111,38 +111,21 @@ class DHE(Scheme):
     name = "dhe"
     Config = DHEConfig
     tolerance = 1e-5
+    facts = Facts(
+        vector="a network over a thousand hashes of the id",
+        stored="the network",
+        reads="the network, once a batch",
+        ceiling="none",
+        unseen="a vector of its own",
+    )
     config: DHEConfig
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        num_hashes: int,
-        hidden: tuple[int, ...],
-        activation: str = "mish",
-        encoding: str = "uniform",
-        seed: int = 0,
-        batch_norm: bool = True,
-        sparse: bool = False,
-        init_std: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def start(self, std: float, generator: torch.Generator | None, *, batch_norm: bool = True) -> None:
         """batch_norm: normalise while training; it is folded into the layers when the module is published."""
-        config = DHEConfig(
-            num_embeddings=num_embeddings,
-            embedding_dim=embedding_dim,
-            num_hashes=num_hashes,
-            hidden=hidden,
-            activation=activation,
-            encoding=encoding,
-            seed=seed,
-        )
         if not isinstance(batch_norm, bool):
             raise ConfigError(f"batch_norm must be true or false, got {batch_norm!r}")
-        super().__init__(config, sparse=sparse)
-        self.batch_norm = batch_norm
-        for j, (width_in, width_out) in enumerate(zip(config.widths, config.widths[1:], strict=False)):
+        config, self.batch_norm = self.config, batch_norm
+        for j, (width_in, width_out) in enumerate(pairwise(config.widths)):
             kaiming = (2 / width_in) ** 0.5
             setattr(self, f"weight_{j}", normal((width_out, width_in), kaiming, generator=generator))
             setattr(self, f"bias_{j}", nn.Parameter(torch.zeros(1, width_out)))
@@ -150,7 +133,7 @@ class DHE(Scheme):
                 setattr(self, f"gain_{j}", nn.Parameter(torch.ones(1, width_out)))
                 self.register_buffer(f"mean_{j}", torch.zeros(width_out))
                 self.register_buffer(f"var_{j}", torch.ones(width_out))
-        self._scale_to(target_std(embedding_dim, init_std))
+        self._scale_to(std)
 
     @torch.no_grad()
     def _scale_to(self, std: float) -> None:
@@ -227,8 +210,6 @@ class DHE(Scheme):
     @classmethod
     def lookup_gpu(cls, config: DHEConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = W_L activation(.. activation(W_0 encode(x) + b_0) ..) + b_L."""
-        from embstore.kernels.cuda import dhe as cuda_dhe
-
         layers = range(len(config.widths) - 1)
         weights = [dequantize(tensors[f"weight_{j}"]) for j in layers]
         offsets_K = _offsets_on(config.num_hashes, config.seed, out_BD.device)
@@ -239,11 +220,14 @@ class DHE(Scheme):
             cuda_dhe.put_found(x, ids_b, out_bD)
 
     @classmethod
-    def layout(cls, config: DHEConfig) -> dict[str, Slot]:
+    def layout(cls, config: DHEConfig) -> dict[str, TensorSpec]:
         """Weights and biases of every layer."""
-        slots: dict[str, Slot] = {}
-        for j, (width_in, width_out) in enumerate(zip(config.widths, config.widths[1:], strict=False)):
-            slots |= {f"weight_{j}": Slot((width_out, width_in), rows=True), f"bias_{j}": Slot((1, width_out))}
+        slots: dict[str, TensorSpec] = {}
+        for j, (width_in, width_out) in enumerate(pairwise(config.widths)):
+            slots |= {
+                f"weight_{j}": TensorSpec((width_out, width_in), rows=True),
+                f"bias_{j}": TensorSpec((1, width_out)),
+            }
         return slots
 
     @classmethod
@@ -259,8 +243,7 @@ class DHE(Scheme):
         **options: Any,
     ) -> Self:
         """`num_layers` hidden layers of the largest even width that fits; as many hashes, up to 1,024, unless given."""
-        if "hidden" in options:
-            raise ConfigError("give either a budget or hidden, not both")
+        only_budget(options, "hidden")
         if not 1 <= num_layers <= 64:
             raise ConfigError(f"num_layers must be from 1 to 64, got {num_layers}")
         SchemeConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim)  # checked before they are used
@@ -275,7 +258,7 @@ class DHE(Scheme):
             )
 
         def size(half: int) -> int:
-            return sum(slot.num_bytes for slot in cls.layout(config(half)).values())
+            return sum(spec.num_bytes for spec in cls.layout(config(half)).values())
 
         if num_bytes < size(1):
             raise ConfigError(

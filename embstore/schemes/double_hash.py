@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.hashing import MAX_BUCKETS, bucket_torch
 from embstore.kernels import Loops
-from embstore.quantize import Slot
-from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
+from embstore.quantize import TensorSpec
+from embstore.schemes.base import Facts, Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, only_budget
 
-cpu_hashed = Loops("cpu.hashed")
+cpu_hashed, cuda_hashed = Loops("cpu.hashed"), Loops("cuda.hashed")
 
 OPS = ("sum", "concat")
 ROUNDS = 20
@@ -59,10 +59,8 @@ class DoubleHashConfig(SchemeConfig):
         self.require("seed", at_least=0, at_most=(1 << 63) - 1)
         if self.num_weights is not None:
             self.require("num_weights", at_least=1)
-        if not isinstance(self.shared_table, bool):
-            raise ConfigError(f"shared_table must be true or false, got {self.shared_table!r}")
-        if self.op not in OPS:
-            raise ConfigError(f"op must be one of {', '.join(OPS)}, got {self.op!r}")
+        self.require_bool("shared_table")
+        self.require_one_of("op", OPS)
         if self.op == "concat" and self.embedding_dim % self.num_hashes:
             raise ConfigError(
                 f"op 'concat' cuts a vector into {self.num_hashes} equal parts: embedding_dim must be a multiple of "
@@ -85,41 +83,23 @@ class DoubleHash(Scheme):
 
     name = "double_hash"
     Config = DoubleHashConfig
+    facts = Facts(
+        vector="k shared rows, added or joined",
+        stored="4 m D (+ weights)",
+        reads="4 k D (joined: 4 D)",
+        ceiling="none",
+        unseen="a mixture of trained rows",
+    )
     config: DoubleHashConfig
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        num_buckets: int,
-        num_hashes: int = 2,
-        op: str = "sum",
-        shared_table: bool = True,
-        num_weights: int | None = None,
-        seed: int = 0,
-        sparse: bool = False,
-        init_std: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        config = DoubleHashConfig(
-            num_embeddings=num_embeddings,
-            embedding_dim=embedding_dim,
-            num_buckets=num_buckets,
-            num_hashes=num_hashes,
-            op=op,
-            shared_table=shared_table,
-            num_weights=num_weights,
-            seed=seed,
-        )
-        super().__init__(config, sparse=sparse)
-        std = target_std(embedding_dim, init_std)
-        if op == "sum":  # two hashes of one id that meet in one row (chance 1 / m) add their covariance
-            twice = num_hashes * (num_hashes - 1) / num_buckets if shared_table else 0
+    def start(self, std: float, generator: torch.Generator | None) -> None:
+        config, num_hashes = self.config, self.config.num_hashes
+        if config.op == "sum":  # two hashes of one id that meet in one row (chance 1 / m) add their covariance
+            twice = num_hashes * (num_hashes - 1) / config.num_buckets if config.shared_table else 0
             std /= (num_hashes + twice) ** 0.5
-        self.weight = normal((config.num_tables * num_buckets, config.width), std, generator=generator)
-        if num_weights is not None:
-            self.weights = nn.Parameter(torch.ones(num_weights, num_hashes))
+        self.weight = normal((config.num_tables * config.num_buckets, config.width), std, generator=generator)
+        if config.num_weights is not None:
+            self.weights = nn.Parameter(torch.ones(config.num_weights, num_hashes))
 
     @staticmethod
     def compose(config: DoubleHashConfig, tensors: Mapping[str, Tensor], ids: Tensor, rows: Rows) -> Tensor:
@@ -144,52 +124,37 @@ class DoubleHash(Scheme):
     @classmethod
     def lookup_gpu(cls, config: DoubleHashConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = sum_j (w_j(x)) T_j[h_j(x)], or their concatenation."""
-        from embstore.kernels.cuda import hashed as cuda_hashed
-
         how = {"shared": config.shared_table, "concat": config.op == "concat", "out_BD": out_BD}
         hashes = (config.seed, config.num_hashes, config.num_buckets)
         cuda_hashed.gather_hashes(tensors["weight"], tensors.get("weights"), ids_B, *hashes, **how)
 
     @classmethod
-    def layout(cls, config: DoubleHashConfig) -> dict[str, Slot]:
+    def layout(cls, config: DoubleHashConfig) -> dict[str, TensorSpec]:
         """The table (or the stacked tables), and the weights."""
-        own = {} if config.num_weights is None else {"weights": Slot((config.num_weights, config.num_hashes))}
-        return {"weight": Slot((config.num_tables * config.num_buckets, config.width), rows=True), **own}
+        own = {} if config.num_weights is None else {"weights": TensorSpec((config.num_weights, config.num_hashes))}
+        return {"weight": TensorSpec((config.num_tables * config.num_buckets, config.width), rows=True), **own}
 
     @classmethod
     def from_budget(
         cls, num_embeddings: int, embedding_dim: int, num_bytes: int, *, frequencies: Any = None, **options: Any
     ) -> Self:
         """The weights first, as many buckets as the rest holds, never more than there are ids."""
-        if "num_buckets" in options:
-            raise ConfigError("give either a budget or num_buckets, not both")
-        shape = {name: options[name] for name in DoubleHashConfig.__dataclass_fields__ if name in options}
+        only_budget(options, "num_buckets")
+        shape = cls.parameters_in(options)
         one = DoubleHashConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim, num_buckets=1, **shape)
         weight_bytes = 4 * (one.num_weights or 0) * one.num_hashes
         fitting = buckets_in(num_bytes, 4 * one.width * one.num_tables, weight_bytes, cls.name)
         num_buckets = min(fitting, num_embeddings, MAX_BUCKETS)
         return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, **options)
 
-    @classmethod
-    def fit(
-        cls,
-        vectors_ND: Tensor,
-        num_bytes: int,
-        *,
-        weights_N: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Self:
+    def solve(self, vectors_ND: Tensor, weights_N: Tensor | None, progress: Progress | None) -> None:
         """The least squares rows, by conjugate gradients; with weights, alternating with the least squares weights.
 
         `concat` without weights is exact at once: every row is the mean of the parts that read it.
         """
         from embstore.fitting.sums import best_factors, best_rows
 
-        num_embeddings, embedding_dim = vectors_ND.shape
-        module = cls.from_budget(num_embeddings, embedding_dim, num_bytes, generator=generator, **options)
-        config, num_hashes, num_rows = module.config, module.config.num_hashes, len(module.weight)
+        config, num_hashes, num_rows = self.config, self.config.num_hashes, len(self.weight)
         ids_N = torch.arange(len(vectors_ND))
         index_NK = row_index(config, ids_N)
         num_slots = config.num_weights or 1
@@ -201,8 +166,8 @@ class DoubleHash(Scheme):
             num_slots *= num_hashes
         if config.num_weights is None:
             rows_RW = best_rows(vectors_ND, index_NK, num_rows, weights_N=weights_N, progress=progress)
-            module.load_state_dict({"weight": rows_RW.float()})
-            return module
+            self.load_state_dict({"weight": rows_RW.float()})
+            return
 
         factors_SK, rows_RW = torch.ones(num_slots, index_NK.shape[1]), torch.zeros(num_rows, config.width)
         for round_ in range(ROUNDS):
@@ -215,8 +180,7 @@ class DoubleHash(Scheme):
             factors_SK, rows_RW = factors_SK / size, rows_RW * size
             if progress is not None:
                 progress("rows and weights", round_ + 1, ROUNDS)
-        module.load_state_dict({"weight": rows_RW.float(), "weights": factors_SK.float().reshape(-1, num_hashes)})
-        return module
+        self.load_state_dict({"weight": rows_RW.float(), "weights": factors_SK.float().reshape(-1, num_hashes)})
 
 
 def row_index(config: DoubleHashConfig, ids: Tensor) -> Tensor:

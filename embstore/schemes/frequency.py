@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import log
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -26,11 +26,11 @@ from torch import Tensor
 from embstore.errors import ConfigError
 from embstore.hashing import MAX_BUCKETS, bucket_torch
 from embstore.kernels import Loops
-from embstore.quantize import Slot
-from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
-from embstore.schemes.popularity import checked_frequencies
+from embstore.quantize import TensorSpec
+from embstore.schemes.base import Facts, Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, only_budget
+from embstore.schemes.parts.popularity import checked_frequencies
 
-cpu_split = Loops("cpu.split")
+cpu_split, cuda_split = Loops("cpu.split"), Loops("cuda.split")
 
 MOST_HOT = 0.9
 """Of the rows, when frequencies decide: rare ids keep a tenth."""
@@ -58,27 +58,19 @@ class Frequency(Scheme):
     name = "frequency"
     Config = FrequencyConfig
     by_rank = True
-    uses: ClassVar[frozenset[str]] = frozenset({"frequencies"})
+    uses = frozenset({"frequencies"})
+    facts = Facts(
+        vector="its row if hot, else a shared one",
+        stored="4 (hot + cold) D",
+        reads="4 D",
+        ceiling="none",
+        unseen="shares a cold row",
+    )
     config: FrequencyConfig
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        num_hot: int,
-        num_cold: int,
-        seed: int | None = None,
-        sparse: bool = False,
-        init_std: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        config = FrequencyConfig(
-            num_embeddings=num_embeddings, embedding_dim=embedding_dim, num_hot=num_hot, num_cold=num_cold, seed=seed
-        )
-        super().__init__(config, sparse=sparse)
-        std = target_std(embedding_dim, init_std)
-        self.weight = normal((num_hot + num_cold, embedding_dim), std, generator=generator)
+    def start(self, std: float, generator: torch.Generator | None) -> None:
+        num_rows = self.config.num_hot + self.config.num_cold
+        self.weight = normal((num_rows, self.embedding_dim), std, generator=generator)
 
     @staticmethod
     def compose(config: FrequencyConfig, tensors: Mapping[str, Tensor], ids: Tensor, rows: Rows) -> Tensor:
@@ -96,17 +88,15 @@ class Frequency(Scheme):
     @classmethod
     def lookup_gpu(cls, config: FrequencyConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = T[x], or e = T[H + h(x)] from id H on."""
-        from embstore.kernels.cuda import split as cuda_split
-
         if config.seed is None:
             cuda_split.gather_hot_mod(tensors["weight"], config.num_hot, ids_B, out_BD)
         else:
             cuda_split.gather_hot_hash(tensors["weight"], config.num_hot, ids_B, config.seed, out_BD)
 
     @classmethod
-    def layout(cls, config: FrequencyConfig) -> dict[str, Slot]:
+    def layout(cls, config: FrequencyConfig) -> dict[str, TensorSpec]:
         """One table: hot rows, then shared ones."""
-        return {"weight": Slot((config.num_hot + config.num_cold, config.embedding_dim), rows=True)}
+        return {"weight": TensorSpec((config.num_hot + config.num_cold, config.embedding_dim), rows=True)}
 
     @classmethod
     def from_budget(
@@ -124,9 +114,7 @@ class Frequency(Scheme):
         hot_share: of the rows; None: the split that `frequencies` ask for (`best_split`), or without them
         `usual_hot_share` of the compression.
         """
-        for name in ("num_hot", "num_cold"):
-            if name in options:
-                raise ConfigError(f"give either a budget or {name}, not both")
+        only_budget(options, "num_hot", "num_cold")
         if hot_share is not None and not 0 <= hot_share <= 1:
             raise ConfigError(f"hot_share must be at least 0 and at most 1, got {hot_share}")
         num_rows = buckets_in(num_bytes, 4 * embedding_dim, 0, cls.name)
@@ -134,40 +122,20 @@ class Frequency(Scheme):
             return cls(num_embeddings, embedding_dim, num_hot=num_embeddings, num_cold=0, **options)
         if hot_share is None and frequencies is not None:
             frequencies_N = checked_frequencies(frequencies, num_embeddings)
-            all_cold = FrequencyConfig(
-                num_embeddings=num_embeddings,
-                embedding_dim=embedding_dim,
-                num_hot=0,
-                num_cold=num_rows,
-                seed=options.get("seed"),
-            )
+            sizes = {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim, "num_cold": num_rows}
+            all_cold = FrequencyConfig(num_hot=0, **sizes, **cls.parameters_in(options))
             num_hot = best_split(all_cold, frequencies_N)
         else:
             share = usual_hot_share(num_embeddings / num_rows) if hot_share is None else hot_share
             num_hot = min(round(share * num_rows), num_rows - 1)
         return cls(num_embeddings, embedding_dim, num_hot=num_hot, num_cold=num_rows - num_hot, **options)
 
-    @classmethod
-    def fit(
-        cls,
-        vectors_ND: Tensor,
-        num_bytes: int,
-        *,
-        weights_N: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Self:
+    def solve(self, vectors_ND: Tensor, weights_N: Tensor | None, progress: Progress | None) -> None:
         """Hot rows are their ids' vectors, each shared row the weighted mean of its ids': the least squares optimum."""
         from embstore.fitting import weighted_bucket_means
 
-        num_embeddings, embedding_dim = vectors_ND.shape
-        module = cls.from_budget(
-            num_embeddings, embedding_dim, num_bytes, generator=generator, **({"frequencies": weights_N} | options)
-        )
-        row_N, num_rows = row_index(module.config, torch.arange(len(vectors_ND))), len(module.weight)
-        module.load_state_dict({"weight": weighted_bucket_means(vectors_ND, row_N, num_rows, weights_N).float()})
-        return module
+        row_N, num_rows = row_index(self.config, torch.arange(len(vectors_ND))), len(self.weight)
+        self.load_state_dict({"weight": weighted_bucket_means(vectors_ND, row_N, num_rows, weights_N).float()})
 
 
 def row_index(config: FrequencyConfig, ids: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from embstore.errors import ConfigError
 from embstore.kernels import Loops
-from embstore.quantize import Slot
-from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
+from embstore.quantize import TensorSpec
+from embstore.schemes.base import Facts, Progress, Rows, Scheme, SchemeConfig, Tensors, normal
 
-cpu_gather = Loops("cpu.gather")
+cpu_gather, cuda_gather = Loops("cpu.gather"), Loops("cuda.gather")
 
 
 class Full(Scheme):
@@ -25,19 +25,10 @@ class Full(Scheme):
 
     name = "full"
     Config = SchemeConfig
+    facts = Facts(vector="its row", stored="4 n D", reads="4 D", ceiling="1", unseen="its row, as it started")
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        sparse: bool = False,
-        init_std: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(SchemeConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim), sparse=sparse)
-        std = target_std(embedding_dim, init_std)
-        self.weight = normal((num_embeddings, embedding_dim), std, generator=generator)
+    def start(self, std: float, generator: torch.Generator | None) -> None:
+        self.weight = normal((self.num_embeddings, self.embedding_dim), std, generator=generator)
 
     @staticmethod
     def compose(config: Any, tensors: Mapping[str, Tensor], ids: Tensor, rows: Rows) -> Tensor:
@@ -52,14 +43,12 @@ class Full(Scheme):
     @classmethod
     def lookup_gpu(cls, config: Any, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = W[x]."""
-        from embstore.kernels.cuda import gather as cuda_gather
-
         cuda_gather.gather(tensors["weight"], ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: SchemeConfig) -> dict[str, Slot]:
+    def layout(cls, config: SchemeConfig) -> dict[str, TensorSpec]:
         """One table."""
-        return {"weight": Slot((config.num_embeddings, config.embedding_dim), rows=True)}
+        return {"weight": TensorSpec((config.num_embeddings, config.embedding_dim), rows=True)}
 
     @classmethod
     def from_budget(
@@ -74,19 +63,6 @@ class Full(Scheme):
             )
         return cls(num_embeddings, embedding_dim, **options)
 
-    @classmethod
-    def fit(
-        cls,
-        vectors_ND: Tensor,
-        num_bytes: int,
-        *,
-        weights_N: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Self:
+    def solve(self, vectors_ND: Tensor, weights_N: Tensor | None, progress: Progress | None) -> None:
         """The vectors themselves."""
-        num_embeddings, embedding_dim = vectors_ND.shape
-        module = cls.from_budget(num_embeddings, embedding_dim, num_bytes, generator=generator, **options)
-        module.load_state_dict({"weight": vectors_ND.float()})
-        return module
+        self.load_state_dict({"weight": vectors_ND.float()})

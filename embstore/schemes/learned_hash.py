@@ -17,18 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from embstore.errors import ConfigError, DataError, VerificationFailed
 from embstore.kernels import Array, Loops
-from embstore.quantize import Slot
-from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
-from embstore.schemes.popularity import checked_frequencies
+from embstore.quantize import TensorSpec
+from embstore.schemes.base import Facts, Progress, Rows, Scheme, SchemeConfig, Tensors, normal, only_budget
+from embstore.schemes.parts.popularity import checked_frequencies
 
-cpu_split = Loops("cpu.split")
+cpu_split, cuda_split = Loops("cpu.split"), Loops("cuda.split")
 
 HOT_SHARE = 0.4
 """Of the rows for hot ids where ids are known to differ in frequency; 0.3 to 0.5 is what there is advice for."""
@@ -57,31 +57,24 @@ class LearnedHash(Scheme):
     name = "learned_hash"
     Config = LearnedHashConfig
     by_rank = True
-    uses: ClassVar[frozenset[str]] = frozenset({"frequencies", "vectors"})
+    uses = frozenset({"frequencies", "vectors"})
+    facts = Facts(
+        vector="the shared row that a learned map says",
+        stored="4 m D + 4 n",
+        reads="4 D + 4",
+        ceiling="D",
+        unseen="the row of ids like it, as far as its start says",
+    )
     config: LearnedHashConfig
     map: Tensor
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        num_buckets: int,
-        num_hot: int = 0,
-        frequencies: Any = None,
-        vectors: Any = None,
-        sparse: bool = False,
-        init_std: float | None = None,
-        generator: torch.Generator | None = None,
+    def start(
+        self, std: float, generator: torch.Generator | None, *, frequencies: Any = None, vectors: Any = None
     ) -> None:
-        config = LearnedHashConfig(
-            num_embeddings=num_embeddings, embedding_dim=embedding_dim, num_buckets=num_buckets, num_hot=num_hot
-        )
-        super().__init__(config, sparse=sparse)
-        std = target_std(embedding_dim, init_std)
-        self.weight = normal((num_buckets, embedding_dim), std, generator=generator)
-        start = torch.arange(num_embeddings) % num_buckets
-        self.register_buffer("map", start.int())
+        """frequencies, vectors: what the map is learned from, as in `learn_map`; without vectors it is x mod m."""
+        config = self.config
+        self.weight = normal((config.num_buckets, config.embedding_dim), std, generator=generator)
+        self.register_buffer("map", (torch.arange(config.num_embeddings) % config.num_buckets).int())
         if vectors is not None:
             self.learn_map(vectors, frequencies, generator=generator)
 
@@ -98,16 +91,14 @@ class LearnedHash(Scheme):
     @classmethod
     def lookup_gpu(cls, config: LearnedHashConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = T[c(x)]."""
-        from embstore.kernels.cuda import split as cuda_split
-
         cuda_split.gather_mapped(tensors["weight"], tensors["map"], ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: LearnedHashConfig) -> dict[str, Slot]:
+    def layout(cls, config: LearnedHashConfig) -> dict[str, TensorSpec]:
         """The rows and the map."""
         return {
-            "weight": Slot((config.num_buckets, config.embedding_dim), rows=True),
-            "map": Slot((config.num_embeddings,), "int32"),
+            "weight": TensorSpec((config.num_buckets, config.embedding_dim), rows=True),
+            "map": TensorSpec((config.num_embeddings,), "int32"),
         }
 
     @classmethod
@@ -135,9 +126,7 @@ class LearnedHash(Scheme):
 
         vectors: float [N, L], what the map is learned from; without them it is x mod m until `learn_map`.
         """
-        for name in ("num_buckets", "num_hot"):
-            if name in options:
-                raise ConfigError(f"give either a budget or {name}, not both")
+        only_budget(options, "num_buckets", "num_hot")
         if not 0 <= hot_share <= 1:
             raise ConfigError(f"hot_share must be at least 0 and at most 1, got {hot_share}")
         map_bytes, row_bytes = 4 * num_embeddings, 4 * embedding_dim

@@ -43,10 +43,10 @@ from torch import Tensor
 from embstore.errors import ConfigError, DataError
 from embstore.hashing import MASK64, MAX_BUCKETS, bucket_torch, mix64, mix64_torch, seed_offset, to_signed
 from embstore.kernels import Loops
-from embstore.quantize import Slot
-from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
+from embstore.quantize import TensorSpec
+from embstore.schemes.base import Facts, Progress, Rows, Scheme, SchemeConfig, Tensors, normal, only_budget
 
-cpu_memory = Loops("cpu.memory")
+cpu_memory, cuda_memory = Loops("cpu.memory"), Loops("cuda.memory")
 
 NUM_KEYS, KEY_BITS = 16, 4
 MAX_SEED = (1 << 63) - 1
@@ -83,34 +83,23 @@ class LMA(Scheme):
     name = "lma"
     Config = LMAConfig
     uses = frozenset({"histories"})
+    given_in_code = frozenset({"signatures"})
+    facts = Facts(
+        vector="D numbers of one memory, shared with ids of like history",
+        stored="4 M + 8 n",
+        reads="4 D scattered + 8",
+        ceiling="D / 2",
+        unseen="by its hash, as if unrelated to all",
+    )
     config: LMAConfig
     signatures: Tensor
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        memory_size: int,
-        keys_per_dim: int | None = None,
-        seed: int = 0,
-        histories: Any = None,
-        signatures: Tensor | None = None,
-        sparse: bool = False,
-        init_std: float | None = None,
-        generator: torch.Generator | None = None,
+    def start(
+        self, std: float, generator: torch.Generator | None, *, histories: Any = None, signatures: Tensor | None = None
     ) -> None:
         """histories: int64 [E, 2], pairs of an id and what it occurred with. signatures: int64 [N], made elsewhere."""
-        config = LMAConfig(
-            num_embeddings=num_embeddings,
-            embedding_dim=embedding_dim,
-            memory_size=memory_size,
-            keys_per_dim=keys_per_dim,
-            seed=seed,
-        )
-        super().__init__(config, sparse=sparse)
-        std = target_std(embedding_dim, init_std)
-        self.memory = normal((memory_size,), std, generator=generator)
+        num_embeddings, seed = self.num_embeddings, self.config.seed
+        self.memory = normal((self.config.memory_size,), std, generator=generator)
         if signatures is None:
             found = (
                 hashed_signatures(num_embeddings, seed)
@@ -139,23 +128,23 @@ class LMA(Scheme):
     @classmethod
     def lookup_gpu(cls, config: LMAConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e[i] = memory[h(signature & mask[i])]."""
-        from embstore.kernels.cuda import memory as cuda_memory
-
         masks, offsets = _addressing_on(config, out_BD.device)
         cuda_memory.gather_by_signature(tensors["memory"], tensors["signatures"], masks, offsets, ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: LMAConfig) -> dict[str, Slot]:
+    def layout(cls, config: LMAConfig) -> dict[str, TensorSpec]:
         """The memory and the ids' signatures."""
-        return {"memory": Slot((config.memory_size,)), "signatures": Slot((config.num_embeddings,), "int64")}
+        return {
+            "memory": TensorSpec((config.memory_size,)),
+            "signatures": TensorSpec((config.num_embeddings,), "int64"),
+        }
 
     @classmethod
     def from_budget(
         cls, num_embeddings: int, embedding_dim: int, num_bytes: int, *, frequencies: Any = None, **options: Any
     ) -> Self:
         """The signatures first; the rest is the memory's."""
-        if "memory_size" in options:
-            raise ConfigError("give either a budget or memory_size, not both")
+        only_budget(options, "memory_size")
         own_bytes = 8 * num_embeddings
         if num_embeddings > 0 and num_bytes < own_bytes + 4:
             raise ConfigError(

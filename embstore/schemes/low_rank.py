@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from embstore.errors import ConfigError
 from embstore.kernels import Loops
-from embstore.quantize import Slot
-from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
-from embstore.schemes.widths import orthogonal_rows
+from embstore.quantize import TensorSpec
+from embstore.schemes.base import Facts, Progress, Rows, Scheme, SchemeConfig, Tensors, normal, only_budget
+from embstore.schemes.parts.widths import orthogonal_rows
 
-cpu_project = Loops("cpu.project")
+cpu_project, cuda_project = Loops("cpu.project"), Loops("cuda.project")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,7 @@ class LowRankConfig(SchemeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("rank", at_least=1, at_most=self.embedding_dim)
-        if not isinstance(self.offset, bool):
-            raise ConfigError(f"offset must be true or false, got {self.offset!r}")
+        self.require_bool("offset")
 
 
 class LowRank(Scheme):
@@ -52,26 +51,21 @@ class LowRank(Scheme):
     name = "low_rank"
     Config = LowRankConfig
     tolerance = 2e-6
+    facts = Facts(
+        vector="r numbers of its own times an r x D matrix, plus an offset",
+        stored="4 n r + 4 r D + 4 D",
+        reads="4 r",
+        ceiling="D",
+        unseen="its own numbers, as they started",
+    )
     config: LowRankConfig
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        rank: int,
-        offset: bool = True,
-        sparse: bool = False,
-        init_std: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        config = LowRankConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim, rank=rank, offset=offset)
-        super().__init__(config, sparse=sparse)
-        std = target_std(embedding_dim, init_std)
-        self.factors = normal((num_embeddings, rank), std, generator=generator)
-        self.projection = nn.Parameter(orthogonal_rows(rank, embedding_dim, generator))
-        if offset:
-            self.offset = nn.Parameter(torch.zeros(1, embedding_dim))
+    def start(self, std: float, generator: torch.Generator | None) -> None:
+        config = self.config
+        self.factors = normal((config.num_embeddings, config.rank), std, generator=generator)
+        self.projection = nn.Parameter(orthogonal_rows(config.rank, config.embedding_dim, generator))
+        if config.offset:
+            self.offset = nn.Parameter(torch.zeros(1, config.embedding_dim))
 
     def networks(self) -> Iterable[nn.Parameter]:
         """The projection and the offset."""
@@ -92,66 +86,42 @@ class LowRank(Scheme):
     @classmethod
     def lookup_gpu(cls, config: LowRankConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = A[x] P (+ o)."""
-        from embstore.kernels.cuda import project as cuda_project
-
         cuda_project.project(tensors["factors"], tensors["projection"], tensors.get("offset"), ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: LowRankConfig) -> dict[str, Slot]:
+    def layout(cls, config: LowRankConfig) -> dict[str, TensorSpec]:
         """The ids' own rows, what they are projected by, the offset."""
-        offset = {"offset": Slot((1, config.embedding_dim))} if config.offset else {}
+        offset = {"offset": TensorSpec((1, config.embedding_dim))} if config.offset else {}
         return {
-            "factors": Slot((config.num_embeddings, config.rank), rows=True),
-            "projection": Slot((config.rank, config.embedding_dim)),
+            "factors": TensorSpec((config.num_embeddings, config.rank), rows=True),
+            "projection": TensorSpec((config.rank, config.embedding_dim)),
             **offset,
         }
 
     @classmethod
     def from_budget(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        frequencies: Any = None,
-        offset: bool = True,
-        **options: Any,
+        cls, num_embeddings: int, embedding_dim: int, num_bytes: int, *, frequencies: Any = None, **options: Any
     ) -> Self:
         """The largest rank that the budget holds, at most `embedding_dim`."""
-        if "rank" in options:
-            raise ConfigError("give either a budget or rank, not both")
-        one = cls.layout(
-            LowRankConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim, rank=1, offset=offset)
-        )
-        least, row_bytes = sum(slot.num_bytes for slot in one.values()), 4 * (num_embeddings + embedding_dim)
+        only_budget(options, "rank")
+        kind = cls.parameters_in(options)
+        one = LowRankConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim, rank=1, **kind)
+        least, row_bytes = sum(s.num_bytes for s in cls.layout(one).values()), 4 * (num_embeddings + embedding_dim)
         if num_bytes < least:
             raise ConfigError(
                 f"low_rank cannot be stored in {num_bytes:,} bytes here: the least is {least:,}, because each id keeps "
                 f"a number of its own; its ratio stays below {embedding_dim}"
             )
         rank = min(1 + (num_bytes - least) // row_bytes, embedding_dim)
-        return cls(num_embeddings, embedding_dim, rank=rank, offset=offset, **options)
+        return cls(num_embeddings, embedding_dim, rank=rank, **options)
 
-    @classmethod
-    def fit(
-        cls,
-        vectors_ND: Tensor,
-        num_bytes: int,
-        *,
-        weights_N: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Self:
+    def solve(self, vectors_ND: Tensor, weights_N: Tensor | None, progress: Progress | None) -> None:
         """The weighted truncated SVD (about the weighted mean, where there is an offset), which is the optimum."""
         from embstore.fitting import weighted_svd
 
-        num_vectors, dim = vectors_ND.shape
-        module = cls.from_budget(num_vectors, dim, num_bytes, generator=generator, **options)
-        config = module.config
+        config = self.config
         factors, projection, offset = weighted_svd(vectors_ND, config.rank, weights_N=weights_N, offset=config.offset)
         state = {"factors": factors.float(), "projection": projection.float()}
         if config.offset:
             state["offset"] = offset.float()[None]
-        module.load_state_dict(state)
-        return module
+        self.load_state_dict(state)

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.hashing import MAX_BUCKETS, bucket_torch
 from embstore.kernels import Loops
-from embstore.quantize import Slot
-from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
+from embstore.quantize import TensorSpec
+from embstore.schemes.base import Facts, Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, only_budget
 
-cpu_hashed = Loops("cpu.hashed")
+cpu_hashed, cuda_hashed = Loops("cpu.hashed"), Loops("cuda.hashed")
 
 WEIGHT_SHARE = 0.25
 """Of a budget for weights unless given: at 16x and D = 64 that is a number an id, which is what MEmCom spends."""
@@ -62,36 +62,21 @@ class MEMRec(Scheme):
 
     name = "mem_rec"
     Config = MEMRecConfig
+    facts = Facts(
+        vector="the sum of k shared rows times a hashed number",
+        stored="4 m D + 4 w",
+        reads="4 k D",
+        ceiling="none",
+        unseen="a mixture",
+    )
     config: MEMRecConfig
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        num_buckets: int,
-        num_weights: int,
-        num_hashes: int = 4,
-        num_weight_hashes: int = 2,
-        seed: int = 0,
-        sparse: bool = False,
-        init_std: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        config = MEMRecConfig(
-            num_embeddings=num_embeddings,
-            embedding_dim=embedding_dim,
-            num_buckets=num_buckets,
-            num_weights=num_weights,
-            num_hashes=num_hashes,
-            num_weight_hashes=num_weight_hashes,
-            seed=seed,
-        )
-        super().__init__(config, sparse=sparse)
+    def start(self, std: float, generator: torch.Generator | None) -> None:
+        config, num_hashes = self.config, self.config.num_hashes
         # Two hashes of one id that meet in one row (chance 1 / m) add their covariance.
-        std = target_std(embedding_dim, init_std) / (num_hashes + num_hashes * (num_hashes - 1) / num_buckets) ** 0.5
-        self.tokens = normal((num_buckets, embedding_dim), std, generator=generator)
-        self.weights = nn.Parameter(torch.full((num_weights, 1), 1 / num_weight_hashes))
+        std /= (num_hashes + num_hashes * (num_hashes - 1) / config.num_buckets) ** 0.5
+        self.tokens = normal((config.num_buckets, config.embedding_dim), std, generator=generator)
+        self.weights = nn.Parameter(torch.full((config.num_weights, 1), 1 / config.num_weight_hashes))
 
     @staticmethod
     def compose(config: MEMRecConfig, tensors: Mapping[str, Tensor], ids: Tensor, rows: Rows) -> Tensor:
@@ -108,17 +93,15 @@ class MEMRec(Scheme):
     @classmethod
     def lookup_gpu(cls, config: MEMRecConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = (sum_j w[g_j(x)]) * (sum_j T[h_j(x)])."""
-        from embstore.kernels.cuda import hashed as cuda_hashed
-
         hashes = (config.seed, config.num_hashes, config.num_weight_hashes)
         cuda_hashed.gather_mem_rec(tensors["tokens"], tensors["weights"], ids_B, *hashes, out_BD)
 
     @classmethod
-    def layout(cls, config: MEMRecConfig) -> dict[str, Slot]:
+    def layout(cls, config: MEMRecConfig) -> dict[str, TensorSpec]:
         """The token table and the weights."""
         return {
-            "tokens": Slot((config.num_buckets, config.embedding_dim), rows=True),
-            "weights": Slot((config.num_weights, 1)),
+            "tokens": TensorSpec((config.num_buckets, config.embedding_dim), rows=True),
+            "weights": TensorSpec((config.num_weights, 1)),
         }
 
     @classmethod
@@ -137,8 +120,7 @@ class MEMRec(Scheme):
 
         num_weights: as many; None: `weight_share` of the budget, at least one weight and at most one an id.
         """
-        if "num_buckets" in options:
-            raise ConfigError("give either a budget or num_buckets, not both")
+        only_budget(options, "num_buckets")
         if not 0 <= weight_share < 1:
             raise ConfigError(f"weight_share must be at least 0 and below 1, got {weight_share}")
         if num_weights is None:
@@ -151,27 +133,15 @@ class MEMRec(Scheme):
         num_buckets = min(num_buckets, num_embeddings, MAX_BUCKETS)
         return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, num_weights=num_weights, **options)
 
-    @classmethod
-    def fit(
-        cls,
-        vectors_ND: Tensor,
-        num_bytes: int,
-        *,
-        weights_N: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Self:
+    def solve(self, vectors_ND: Tensor, weights_N: Tensor | None, progress: Progress | None) -> None:
         """Alternating least squares, by conjugate gradients: rows for given weights, then weights for given rows."""
         from embstore.fitting.checks import check_weights
         from embstore.fitting.sums import best_rows, compose
 
-        num_embeddings, embedding_dim = vectors_ND.shape
-        module = cls.from_budget(num_embeddings, embedding_dim, num_bytes, generator=generator, **options)
-        config, ids_N = module.config, torch.arange(len(vectors_ND))
+        config, ids_N = self.config, torch.arange(len(vectors_ND))
         token_NK, weight_NK = token_index(config, ids_N), weight_index(config, ids_N)
         mass_N = check_weights(weights_N, len(vectors_ND), vectors_ND.device)
-        rows_MD, numbers_S1 = torch.zeros_like(module.tokens.data), module.weights.data
+        rows_MD, numbers_S1 = torch.zeros_like(self.tokens.data), self.weights.data
         for round_ in range(ROUNDS):
             alpha_N1 = compose(numbers_S1, weight_NK)
             rows_MD = best_rows(
@@ -198,8 +168,7 @@ class MEMRec(Scheme):
             numbers_S1, rows_MD = (numbers_S1 / size).float(), (rows_MD * size).float()  # only the product counts
             if progress is not None:
                 progress("rows and weights", round_ + 1, ROUNDS)
-        module.load_state_dict({"tokens": rows_MD, "weights": numbers_S1})
-        return module
+        self.load_state_dict({"tokens": rows_MD, "weights": numbers_S1})
 
 
 def token_index(config: MEMRecConfig, ids: Tensor) -> Tensor:

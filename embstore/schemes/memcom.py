@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from embstore.errors import ConfigError
 from embstore.kernels import Loops
-from embstore.quantize import Slot
-from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
+from embstore.quantize import TensorSpec
+from embstore.schemes.base import Facts, Progress, Rows, Scheme, SchemeConfig, Tensors, normal, only_budget
 
-cpu_gather = Loops("cpu.gather")
+cpu_gather, cuda_gather = Loops("cpu.gather"), Loops("cuda.gather")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,7 @@ class MEmComConfig(SchemeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("num_buckets", at_least=1)
-        for name in ("bias", "offset"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        self.require_bool("bias", "offset")
 
 
 class MEmCom(Scheme):
@@ -51,36 +49,24 @@ class MEmCom(Scheme):
     name = "memcom"
     Config = MEmComConfig
     by_rank = True
+    facts = Facts(
+        vector="a shared row times its own number (plus one, plus an offset)",
+        stored="4 m D + 4 n",
+        reads="4 D + 4",
+        ceiling="D",
+        unseen="its own numbers, as they started",
+    )
     config: MEmComConfig
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        num_buckets: int,
-        bias: bool = False,
-        offset: bool = False,
-        sparse: bool = False,
-        init_std: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        config = MEmComConfig(
-            num_embeddings=num_embeddings,
-            embedding_dim=embedding_dim,
-            num_buckets=num_buckets,
-            bias=bias,
-            offset=offset,
-        )
-        super().__init__(config, sparse=sparse)
-        std = target_std(embedding_dim, init_std)
-        self.shared = normal((num_buckets, embedding_dim), std, generator=generator)
-        if bias:
-            self.scale_bias = nn.Parameter(torch.tensor([1.0, 0.0]).repeat(num_embeddings, 1))
+    def start(self, std: float, generator: torch.Generator | None) -> None:
+        config = self.config
+        self.shared = normal((config.num_buckets, config.embedding_dim), std, generator=generator)
+        if config.bias:
+            self.scale_bias = nn.Parameter(torch.tensor([1.0, 0.0]).repeat(config.num_embeddings, 1))
         else:
-            self.scale = nn.Parameter(torch.ones(num_embeddings, 1))
-        if offset:
-            self.offset = nn.Parameter(torch.zeros(1, embedding_dim))
+            self.scale = nn.Parameter(torch.ones(config.num_embeddings, 1))
+        if config.offset:
+            self.offset = nn.Parameter(torch.zeros(1, config.embedding_dim))
 
     @staticmethod
     def compose(config: MEmComConfig, tensors: Mapping[str, Tensor], ids: Tensor, rows: Rows) -> Tensor:
@@ -106,61 +92,40 @@ class MEmCom(Scheme):
     @classmethod
     def lookup_gpu(cls, config: MEmComConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = V[x] * U[x mod m] (+ W[x]) (+ o)."""
-        from embstore.kernels.cuda import gather as cuda_gather
-
         own, offset = tensors["scale_bias" if config.bias else "scale"], tensors.get("offset")
         cuda_gather.gather_scaled(tensors["shared"], own, offset, ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: MEmComConfig) -> dict[str, Slot]:
+    def layout(cls, config: MEmComConfig) -> dict[str, TensorSpec]:
         """The shared table, the ids' own numbers, the offset."""
         n = config.num_embeddings
-        own = {"scale_bias": Slot((n, 2))} if config.bias else {"scale": Slot((n, 1))}
-        offset = {"offset": Slot((1, config.embedding_dim))} if config.offset else {}
-        return {"shared": Slot((config.num_buckets, config.embedding_dim), rows=True), **own, **offset}
+        own = {"scale_bias": TensorSpec((n, 2))} if config.bias else {"scale": TensorSpec((n, 1))}
+        offset = {"offset": TensorSpec((1, config.embedding_dim))} if config.offset else {}
+        return {"shared": TensorSpec((config.num_buckets, config.embedding_dim), rows=True), **own, **offset}
 
     @classmethod
     def from_budget(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        frequencies: Any = None,
-        bias: bool = False,
-        offset: bool = False,
-        **options: Any,
+        cls, num_embeddings: int, embedding_dim: int, num_bytes: int, *, frequencies: Any = None, **options: Any
     ) -> Self:
         """The ids' own numbers first, as many shared rows as the rest holds, never more than there are ids."""
-        if "num_buckets" in options:
-            raise ConfigError("give either a budget or num_buckets, not both")
-        own_bytes = (8 if bias else 4) * num_embeddings + (4 * embedding_dim if offset else 0)
-        if embedding_dim > 0 and num_bytes < own_bytes + 4 * embedding_dim:
-            least, ceiling = own_bytes + 4 * embedding_dim, embedding_dim / (2 if bias else 1)
+        only_budget(options, "num_buckets")
+        kind = cls.parameters_in(options)
+        one = MEmComConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim, num_buckets=1, **kind)
+        least = sum(spec.num_bytes for spec in cls.layout(one).values())
+        if num_bytes < least:
+            ceiling = embedding_dim / (2 if one.bias else 1)
             raise ConfigError(
                 f"memcom cannot be stored in {num_bytes:,} bytes here: the least is {least:,}, because each id keeps "
-                f"{'two numbers' if bias else 'a number'} of its own; its ratio stays below {ceiling:g}"
+                f"{'two numbers' if one.bias else 'a number'} of its own; its ratio stays below {ceiling:g}"
             )
-        num_buckets = min(buckets_in(num_bytes, 4 * embedding_dim, own_bytes, cls.name), num_embeddings)
-        return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, bias=bias, offset=offset, **options)
+        num_buckets = min(1 + (num_bytes - least) // (4 * embedding_dim), num_embeddings)
+        return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, **options)
 
-    @classmethod
-    def fit(
-        cls,
-        vectors_ND: Tensor,
-        num_bytes: int,
-        *,
-        weights_N: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Self:
+    def solve(self, vectors_ND: Tensor, weights_N: Tensor | None, progress: Progress | None) -> None:
         """Per bucket the best rank-1 approximation of its vectors, less the weighted mean where there is an offset."""
         from embstore.fitting import rank_one_per_bucket, weighted_bucket_means
 
-        num_embeddings, embedding_dim = vectors_ND.shape
-        module = cls.from_budget(num_embeddings, embedding_dim, num_bytes, generator=generator, **options)
-        config, state = module.config, {}
+        config, state = self.config, {}
         if config.offset:
             one = torch.zeros(len(vectors_ND), dtype=torch.int64)
             state["offset"] = weighted_bucket_means(vectors_ND, one, 1, weights_N).float()
@@ -175,5 +140,4 @@ class MEmCom(Scheme):
             rows, scale = rank_one_per_bucket(vectors_ND, bucket_N, config.num_buckets, weights_N=weights_N)
             state["scale"] = scale[:, None].float()
         state["shared"] = rows.float()
-        module.load_state_dict(state)
-        return module
+        self.load_state_dict(state)

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from embstore.errors import ConfigError
 from embstore.kernels import Loops
-from embstore.quantize import Slot
-from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
-from embstore.schemes.widths import (
+from embstore.quantize import TensorSpec
+from embstore.schemes.base import Facts, Progress, Rows, Scheme, SchemeConfig, Tensors, normal
+from embstore.schemes.parts.widths import (
     Blocks,
     best_widths,
     block_of,
@@ -44,7 +44,7 @@ from embstore.schemes.widths import (
     second_moments,
 )
 
-cpu_project = Loops("cpu.project")
+cpu_project, cuda_project = Loops("cpu.project"), Loops("cuda.project")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,32 +76,21 @@ class MixedDim(Scheme):
     by_rank = True
     uses = frozenset({"frequencies"})
     tolerance = 2e-6
+    facts = Facts(
+        vector="a short row, projected; the shorter the rarer",
+        stored="4 sum n_i d_i + projections",
+        reads="4 d_i",
+        ceiling="D",
+        unseen="its own numbers, as they started",
+    )
     config: MixedDimConfig
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        block_sizes: tuple[int, ...],
-        block_widths: tuple[int, ...],
-        sparse: bool = False,
-        init_std: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        config = MixedDimConfig(
-            num_embeddings=num_embeddings,
-            embedding_dim=embedding_dim,
-            block_sizes=block_sizes,
-            block_widths=block_widths,
-        )
-        super().__init__(config, sparse=sparse)
-        std = target_std(embedding_dim, init_std)
-        for b, (_, size, width) in enumerate(config.blocks()):
+    def start(self, std: float, generator: torch.Generator | None) -> None:
+        dim = self.embedding_dim
+        for b, (_, size, width) in enumerate(self.config.blocks()):
             self.register_parameter(f"rows_{b}", normal((size, width), std, generator=generator))
-            if width < embedding_dim:
-                projection = nn.Parameter(orthogonal_rows(width, embedding_dim, generator))
-                self.register_parameter(f"projection_{b}", projection)
+            if width < dim:
+                self.register_parameter(f"projection_{b}", nn.Parameter(orthogonal_rows(width, dim, generator)))
 
     def networks(self) -> Iterable[nn.Parameter]:
         """The projections."""
@@ -144,21 +133,19 @@ class MixedDim(Scheme):
     @classmethod
     def lookup_gpu(cls, config: MixedDimConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = E_b[x - t_b] P_b: one launch for all blocks."""
-        from embstore.kernels.cuda import project as cuda_project
-
         blocks = range(len(config.block_sizes))
         rows = [tensors[f"rows_{b}"] for b in blocks]
         projections = [tensors.get(f"projection_{b}") for b in blocks]
         cuda_project.project_blocks(rows, projections, config.block_sizes, ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: MixedDimConfig) -> dict[str, Slot]:
+    def layout(cls, config: MixedDimConfig) -> dict[str, TensorSpec]:
         """The blocks' rows and projections."""
         slots = {}
         for b, (_, size, width) in enumerate(config.blocks()):
-            slots[f"rows_{b}"] = Slot((size, width), rows=True)
+            slots[f"rows_{b}"] = TensorSpec((size, width), rows=True)
             if width < config.embedding_dim:
-                slots[f"projection_{b}"] = Slot((width, config.embedding_dim))
+                slots[f"projection_{b}"] = TensorSpec((width, config.embedding_dim))
         return slots
 
     @classmethod

@@ -32,13 +32,13 @@ from torch import Tensor
 
 from embstore.errors import ConfigError, DataError
 from embstore.kernels import Loops
-from embstore.quantize import Slot, dequantize, pack, take
-from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
-from embstore.schemes.straight_through import straight_through
+from embstore.quantize import TensorSpec, dequantize, pack, take
+from embstore.schemes.base import Facts, Progress, Rows, Scheme, SchemeConfig, Tensors, normal, only_budget
+from embstore.schemes.parts.straight_through import straight_through
 
 # Shapes: N ids, D embedding_dim, H hot ids, C cold ones, P bytes of a packed row.
 
-cpu_split = Loops("cpu.split")
+cpu_split, cuda_split = Loops("cpu.split"), Loops("cuda.split")
 
 HOT_SHARE = {8: 0.05, 4: 0.01}
 """Of the ids, by bits: what the paper gives its cache."""
@@ -75,30 +75,28 @@ class MixedPrecision(Scheme):
     name = "mixed_precision"
     Config = MixedPrecisionConfig
     by_rank = True
+    facts = Facts(
+        vector="float32 if hot, else int8 or int4",
+        stored="n (D + 8) or n (D / 2 + 4), + 4 D a hot id",
+        reads="D + 8 or D / 2 + 4",
+        ceiling="4 D / (D + 8) or 4 D / (D / 2 + 4)",
+        unseen="its row, as it started",
+    )
     config: MixedPrecisionConfig
     packed: Tensor | None
     """The cold rows that this module was made from, if it was made from such."""
 
     def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        num_hot: int | None = None,
-        bits: int = 8,
-        sparse: bool = False,
-        init_std: float | None = None,
-        generator: torch.Generator | None = None,
+        self, num_embeddings: int, embedding_dim: int, *, num_hot: int | None = None, bits: int = 8, **options: Any
     ) -> None:
         """num_hot: None for the paper's share, 5% of the ids with 8 bits and 1% with 4."""
         if num_hot is None and isinstance(num_embeddings, int):
             num_hot = int(HOT_SHARE.get(bits, 0.0) * num_embeddings)
-        config = MixedPrecisionConfig(
-            num_embeddings=num_embeddings, embedding_dim=embedding_dim, num_hot=num_hot, bits=bits
-        )
-        super().__init__(config, sparse=sparse)
+        super().__init__(num_embeddings, embedding_dim, num_hot=num_hot, bits=bits, **options)
+
+    def start(self, std: float, generator: torch.Generator | None) -> None:
         self.generator = generator
-        self.weight = normal((num_embeddings, embedding_dim), target_std(embedding_dim, init_std), generator=generator)
+        self.weight = normal((self.num_embeddings, self.embedding_dim), std, generator=generator)
         self.register_buffer("packed", None, persistent=False)
 
     @classmethod
@@ -164,17 +162,15 @@ class MixedPrecision(Scheme):
     @classmethod
     def lookup_gpu(cls, config: MixedPrecisionConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = H[x], or the packed row of x - H from id H on."""
-        from embstore.kernels.cuda import split as cuda_split
-
         cuda_split.gather_split(tensors["cold"], tensors["hot"], 0, ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: MixedPrecisionConfig) -> dict[str, Slot]:
+    def layout(cls, config: MixedPrecisionConfig) -> dict[str, TensorSpec]:
         """Float rows of hot ids, packed rows of the others."""
         num_cold = config.num_embeddings - config.num_hot
         return {
-            "hot": Slot((config.num_hot, config.embedding_dim)),
-            "cold": Slot((num_cold, config.packed_bytes), f"int{config.bits}"),
+            "hot": TensorSpec((config.num_hot, config.embedding_dim)),
+            "cold": TensorSpec((num_cold, config.packed_bytes), f"int{config.bits}"),
         }
 
     @classmethod
@@ -192,8 +188,7 @@ class MixedPrecision(Scheme):
 
         bits: None for 8 where that fits, else 4. Rows so short that packing does not shrink them are all hot.
         """
-        if "num_hot" in options:
-            raise ConfigError("give either a budget or num_hot, not both")
+        only_budget(options, "num_hot")
         SchemeConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         kinds = [8] if embedding_dim % 2 else [8, 4]
         configs = [
@@ -214,26 +209,13 @@ class MixedPrecision(Scheme):
             f"{least} bytes an id; its ratio cannot pass {row_bytes / least:.3g}"
         )
 
-    @classmethod
-    def fit(
-        cls,
-        vectors_ND: Tensor,
-        num_bytes: int,
-        *,
-        weights_N: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Self:
+    def solve(self, vectors_ND: Tensor, weights_N: Tensor | None, progress: Progress | None) -> None:
         """The vectors themselves, the cold ones rounded. The hot ids are the first ones, whatever the weights say:
         number ids by falling popularity."""
         from embstore.fitting.checks import checked
 
         checked(vectors_ND, weights_N)
-        num_embeddings, dim = vectors_ND.shape
-        module = cls.from_budget(num_embeddings, dim, num_bytes, generator=generator, **options)
-        module.load_state_dict({"weight": vectors_ND.float()})
-        return module
+        self.load_state_dict({"weight": vectors_ND.float()})
 
 
 def round_rows(rows: Tensor, bits: int, noise: Tensor | None = None) -> Tensor:

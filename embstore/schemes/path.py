@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +35,11 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.kernels import Loops
 from embstore.kernels.reference import quotient
-from embstore.quantize import Slot
-from embstore.schemes.base import MAX_IDS, Rows, Scheme, SchemeConfig, Tensors, normal, target_std
-from embstore.schemes.partitions import Search
+from embstore.quantize import TensorSpec
+from embstore.schemes.base import MAX_IDS, Facts, Rows, Scheme, SchemeConfig, Tensors, normal, only_budget
+from embstore.schemes.parts.partitions import Search
 
-cpu_path = Loops("cpu.path")
+cpu_path, cuda_path = Loops("cpu.path"), Loops("cuda.path")
 
 _RELU_VARIANCE = 0.5 - 0.5 / math.pi
 """The variance of max(z, 0) for z ~ N(0, 1); its mean is (2 pi) ** -0.5."""
@@ -85,35 +85,24 @@ class PathBased(Scheme):
     name = "path"
     Config = PathConfig
     by_rank = True
-    tolerance: ClassVar[float] = 1e-5
+    tolerance = 1e-5
+    facts = Facts(
+        vector="a shared row through the small network of its bucket",
+        stored="4 m D + networks",
+        reads="row + network",
+        ceiling="see its file",
+        unseen="in range: a composed vector",
+    )
     config: PathConfig
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        num_buckets: int,
-        hidden_dim: int = 16,
-        input_dim: int | None = None,
-        sparse: bool = False,
-        init_std: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        config = PathConfig(
-            num_embeddings=num_embeddings,
-            embedding_dim=embedding_dim,
-            num_buckets=num_buckets,
-            hidden_dim=hidden_dim,
-            input_dim=input_dim,
-        )
-        super().__init__(config, sparse=sparse)
-        std, num_networks, width = target_std(embedding_dim, init_std), config.num_networks, config.width
-        self.weight = normal((num_buckets, width), std, generator=generator)
-        self.hidden = normal((num_networks, width, hidden_dim), width**-0.5, generator=generator)
-        self.hidden_bias = nn.Parameter(torch.zeros(num_networks, hidden_dim))
-        out_std = (hidden_dim * _RELU_VARIANCE) ** -0.5
-        self.output = normal((num_networks, hidden_dim, embedding_dim), out_std, generator=generator)
+    def start(self, std: float, generator: torch.Generator | None) -> None:
+        config, num_hidden, dim = self.config, self.config.hidden_dim, self.embedding_dim
+        num_networks, width = config.num_networks, config.width
+        self.weight = normal((config.num_buckets, width), std, generator=generator)
+        self.hidden = normal((num_networks, width, num_hidden), width**-0.5, generator=generator)
+        self.hidden_bias = nn.Parameter(torch.zeros(num_networks, num_hidden))
+        out_std = (num_hidden * _RELU_VARIANCE) ** -0.5
+        self.output = normal((num_networks, num_hidden, dim), out_std, generator=generator)
         with torch.no_grad():  # hidden units are positive on average: what that adds up to is taken off again
             means_QH = self.hidden.norm(dim=1) * std * (2 * math.pi) ** -0.5
             self.output_bias = nn.Parameter(-torch.einsum("qh,qhd->qd", means_QH, self.output))
@@ -163,8 +152,6 @@ class PathBased(Scheme):
     @classmethod
     def lookup_gpu(cls, config: PathConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = V_q relu(U_q W[r] + b_q) + c_q."""
-        from embstore.kernels.cuda import path as cuda_path
-
         cuda_path.gather_through(
             tensors["weight"],
             tensors["hidden"],
@@ -176,33 +163,24 @@ class PathBased(Scheme):
         )
 
     @classmethod
-    def layout(cls, config: PathConfig) -> dict[str, Slot]:
+    def layout(cls, config: PathConfig) -> dict[str, TensorSpec]:
         """The shared rows, and every network's layers."""
         num_networks, num_hidden, dim = config.num_networks, config.hidden_dim, config.embedding_dim
         return {
-            "weight": Slot((config.num_buckets, config.width), rows=True),
-            "hidden": Slot((num_networks, config.width, num_hidden)),
-            "hidden_bias": Slot((num_networks, num_hidden)),
-            "output": Slot((num_networks, num_hidden, dim)),
-            "output_bias": Slot((num_networks, dim)),
+            "weight": TensorSpec((config.num_buckets, config.width), rows=True),
+            "hidden": TensorSpec((num_networks, config.width, num_hidden)),
+            "hidden_bias": TensorSpec((num_networks, num_hidden)),
+            "output": TensorSpec((num_networks, num_hidden, dim)),
+            "output_bias": TensorSpec((num_networks, dim)),
         }
 
     @classmethod
     def from_budget(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        frequencies: Any = None,
-        hidden_dim: int = 16,
-        input_dim: int | None = None,
-        **options: Any,
+        cls, num_embeddings: int, embedding_dim: int, num_bytes: int, *, frequencies: Any = None, **options: Any
     ) -> Self:
         """The largest shared table such that it and its networks fit: the fewer networks, the more rows."""
-        if "num_buckets" in options:
-            raise ConfigError("give either a budget or num_buckets, not both")
-        sizes: dict[str, Any] = {"hidden_dim": hidden_dim, "input_dim": input_dim}
+        only_budget(options, "num_buckets")
+        sizes = cls.parameters_in(options)
         config = PathConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim, num_buckets=1, **sizes)
         search = _sizes(num_embeddings, config.width, config.network_floats)
         num_buckets = search.largest(num_bytes // 4)
@@ -214,7 +192,7 @@ class PathBased(Scheme):
                 f"each of ceil(n / m) networks takes {4 * config.network_floats:,}; "
                 f"its ratio cannot pass {4 * num_embeddings * embedding_dim / least:.4g}"
             )
-        return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, **sizes, **options)
+        return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, **options)
 
 
 def _sizes(num_ids: int, row_floats: int, network_floats: int) -> Search:

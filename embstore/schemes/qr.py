@@ -42,11 +42,12 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.kernels import Loops
 from embstore.kernels.reference import quotient
-from embstore.quantize import Slot
-from embstore.schemes.base import MAX_IDS, Progress, Rows, Scheme, SchemeConfig, Tensors, target_std
-from embstore.schemes.partitions import first_moduli, moduli
+from embstore.quantize import TensorSpec
+from embstore.schemes.base import MAX_IDS, Facts, Progress, Rows, Scheme, SchemeConfig, Tensors, only_budget
+from embstore.schemes.parts.partitions import first_moduli, moduli
 
-cpu_gather, cpu_qr = Loops("cpu.gather"), Loops("cpu.qr")
+cpu_gather = Loops("cpu.gather")
+cpu_qr, cuda_qr = Loops("cpu.qr"), Loops("cuda.qr")
 
 OPS = ("mult", "add", "concat")
 PARTITIONS = ("radix", "crt")
@@ -77,9 +78,8 @@ class QRConfig(SchemeConfig):
         self.require("num_buckets", at_least=1, at_most=MAX_IDS)
         self.require("num_partitions", at_least=2, at_most=MAX_PARTITIONS)
         self.require("threshold", at_least=0)
-        for name, choices in (("op", OPS), ("partition", PARTITIONS)):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        self.require_one_of("op", OPS)
+        self.require_one_of("partition", PARTITIONS)
         if self.op == "concat" and self.embedding_dim % self.num_partitions:
             raise ConfigError(
                 f"op 'concat' needs an embedding_dim that num_partitions divides, "
@@ -106,39 +106,23 @@ class QR(Scheme):
     name = "qr"
     Config = QRConfig
     by_rank = True
+    facts = Facts(
+        vector="a row of each of k partitions, multiplied, added or joined",
+        stored="4 D sum of m_j",
+        reads="4 k D (joined: 4 D)",
+        ceiling="n^(1-1/k) / k",
+        unseen="in range: a composed vector",
+    )
     config: QRConfig
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        num_buckets: int,
-        op: str = "mult",
-        num_partitions: int = 2,
-        partition: str = "radix",
-        threshold: int = 0,
-        sparse: bool = False,
-        init_std: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        config = QRConfig(
-            num_embeddings=num_embeddings,
-            embedding_dim=embedding_dim,
-            num_buckets=num_buckets,
-            op=op,
-            num_partitions=num_partitions,
-            partition=partition,
-            threshold=threshold,
-        )
-        super().__init__(config, sparse=sparse)
-        std, others = target_std(embedding_dim, init_std), len(config.moduli) - 1
-        if op == "mult":
+    def start(self, std: float, generator: torch.Generator | None) -> None:
+        config, others = self.config, len(self.config.moduli) - 1
+        if config.op == "mult":
             std /= (1 + _SPREAD**2) ** (others / 2)
-        elif op == "add":
+        elif config.op == "add":
             std /= (1 + others) ** 0.5
         weight = torch.empty(sum(config.moduli), config.width).normal_(0.0, std, generator=generator)
-        if op == "mult":
+        if config.op == "mult":
             weight[config.moduli[0] :].normal_(1.0, _SPREAD, generator=generator)
         self.weight = nn.Parameter(weight)
 
@@ -160,43 +144,28 @@ class QR(Scheme):
     @classmethod
     def lookup_gpu(cls, config: QRConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = P_1[i_1] op P_2[i_2] (op ...)."""
-        from embstore.kernels.cuda import qr as cuda_qr
-
         how = (config.op, config.partition)
         cuda_qr.gather_partitions(*how, tensors["weight"], config.moduli, ids_B, out_BD)
 
     @classmethod
-    def layout(cls, config: QRConfig) -> dict[str, Slot]:
+    def layout(cls, config: QRConfig) -> dict[str, TensorSpec]:
         """The partitions' tables, one below the other."""
-        return {"weight": Slot((sum(config.moduli), config.width), rows=True)}
+        return {"weight": TensorSpec((sum(config.moduli), config.width), rows=True)}
 
     @classmethod
     def from_budget(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        frequencies: Any = None,
-        op: str = "mult",
-        num_partitions: int = 2,
-        partition: str = "radix",
-        threshold: int = 0,
-        **options: Any,
+        cls, num_embeddings: int, embedding_dim: int, num_bytes: int, *, frequencies: Any = None, **options: Any
     ) -> Self:
         """The largest first partition such that all of them fit: it gives the hottest ids rows of their own."""
-        if "num_buckets" in options:
-            raise ConfigError("give either a budget or num_buckets, not both")
-        kind: dict[str, Any] = {
-            "op": op, "num_partitions": num_partitions, "partition": partition, "threshold": threshold
-        }  # fmt: skip
+        only_budget(options, "num_buckets")
+        kind = cls.parameters_in(options)
         config = QRConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim, num_buckets=1, **kind)
         row_bytes = 4 * config.width
-        if num_embeddings <= threshold:
+        if num_embeddings <= config.threshold:
             num_buckets = num_embeddings if num_embeddings * row_bytes <= num_bytes else None
-            least, why = num_embeddings, f"a table of {threshold:,} ids or fewer is plain"
+            least, why = num_embeddings, f"a table of {config.threshold:,} ids or fewer is plain"
         else:
-            search = first_moduli(num_embeddings, num_partitions, coprime=partition == "crt")
+            search = first_moduli(num_embeddings, config.num_partitions, coprime=config.partition == "crt")
             num_buckets, first = search.largest(num_bytes // row_bytes), search.least()
             least, why = search.total(first), f"m = {first:,}"
         if num_buckets is None:
@@ -204,19 +173,9 @@ class QR(Scheme):
                 f"qr cannot be stored in {num_bytes:,} bytes here: the least is {least * row_bytes:,} ({why}); "
                 f"its ratio cannot pass {4 * num_embeddings * embedding_dim / (least * row_bytes):.4g}"
             )
-        return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, **kind, **options)
+        return cls(num_embeddings, embedding_dim, num_buckets=num_buckets, **options)
 
-    @classmethod
-    def fit(
-        cls,
-        vectors_ND: Tensor,
-        num_bytes: int,
-        *,
-        weights_N: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Self:
+    def solve(self, vectors_ND: Tensor, weights_N: Tensor | None, progress: Progress | None) -> None:
         """Alternating least squares: each partition's rows have a closed form, given the others'.
 
         The first partition starts from the best rows of the hashing trick, or nearly, and no step makes the error
@@ -224,15 +183,12 @@ class QR(Scheme):
         """
         from embstore.fitting.checks import checked
 
-        num_embeddings, embedding_dim = vectors_ND.shape
-        module = cls.from_budget(num_embeddings, embedding_dim, num_bytes, generator=generator, **options)
         mass_N = checked(vectors_ND, weights_N).clamp_min(1e-9)  # rows that no weight decides still get a best fit
-        weight = module.weight.detach().double()
-        if module.config.op == "add":
+        weight = self.weight.detach().double()
+        if self.config.op == "add":
             weight.zero_()
-        _alternate(module.config, vectors_ND, mass_N, weight, progress)
-        module.load_state_dict({"weight": weight.float()})
-        return module
+        _alternate(self.config, vectors_ND, mass_N, weight, progress)
+        self.load_state_dict({"weight": weight.float()})
 
 
 def indices(config: QRConfig, ids: Tensor) -> list[Tensor]:

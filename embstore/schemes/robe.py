@@ -43,10 +43,21 @@ from torch import Tensor, nn
 from embstore.errors import ConfigError
 from embstore.hashing import MASK64, MAX_BUCKETS, bucket_torch, mix64, mix64_torch, seed_offset
 from embstore.kernels import Loops
-from embstore.quantize import Slot
-from embstore.schemes.base import Progress, Rows, Scheme, SchemeConfig, Tensors, buckets_in, normal, target_std
+from embstore.quantize import TensorSpec
+from embstore.schemes.base import (
+    Facts,
+    Progress,
+    Rows,
+    Scheme,
+    SchemeConfig,
+    Tensors,
+    buckets_in,
+    normal,
+    only_budget,
+    target_std,
+)
 
-cpu_memory = Loops("cpu.memory")
+cpu_memory, cuda_memory = Loops("cpu.memory"), Loops("cuda.memory")
 
 MAX_SEED = (1 << 63) - 1
 WORD_BITS = 64
@@ -71,8 +82,7 @@ class ROBEConfig(SchemeConfig):
         self.require("block_size", at_least=1, at_most=MAX_BUCKETS)
         self.require("table_index", at_least=0, at_most=MAX_SEED)
         self.require("seed", at_least=0, at_most=MAX_SEED)
-        if not isinstance(self.signs, bool):
-            raise ConfigError(f"signs must be true or false, got {self.signs!r}")
+        self.require_bool("signs")
         number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
         if not number or not float(FLOAT32.tiny) <= self.scale <= float(FLOAT32.max):
             raise ConfigError(f"scale must be a number above 0 that float32 holds, got {self.scale!r}")
@@ -93,6 +103,14 @@ class ROBE(Scheme):
 
     name = "robe"
     Config = ROBEConfig
+    given_in_code = frozenset({"memory"})
+    facts = Facts(
+        vector="blocks of one circular memory",
+        stored="4 M",
+        reads="4 D in blocks",
+        ceiling="none",
+        unseen="a vector like any",
+    )
     config: ROBEConfig
 
     def __init__(
@@ -102,37 +120,25 @@ class ROBE(Scheme):
         *,
         memory_size: int | None = None,
         memory: nn.Parameter | None = None,
-        block_size: int = 16,
-        signs: bool = True,
         scale: float | None = None,
-        table_index: int = 0,
-        seed: int = 0,
-        sparse: bool = False,
         init_std: float | None = None,
-        generator: torch.Generator | None = None,
+        **options: Any,
     ) -> None:
         """memory: another table's array, to train on together; memory_size is then its size.
 
         scale: None is 1, or for a shared array what brings its numbers to `init_std`.
         """
         SchemeConfig(num_embeddings=num_embeddings, embedding_dim=embedding_dim)  # checked before they are used
-        std = target_std(embedding_dim, init_std)
         if memory is not None:
-            memory_size, scale = _shared(memory, memory_size, scale, std)
+            memory_size, scale = _shared(memory, memory_size, scale, target_std(embedding_dim, init_std))
         if memory_size is None:
             raise ConfigError("robe needs a size: memory_size, a budget, or the memory of another table to share")
-        config = ROBEConfig(
-            num_embeddings=num_embeddings,
-            embedding_dim=embedding_dim,
-            memory_size=memory_size,
-            block_size=block_size,
-            signs=signs,
-            scale=1.0 if scale is None else scale,
-            table_index=table_index,
-            seed=seed,
-        )
-        super().__init__(config, sparse=sparse)
-        self.memory = normal((memory_size,), std / config.scale, generator=generator) if memory is None else memory
+        sizes: dict[str, Any] = {"memory_size": memory_size, "scale": 1.0 if scale is None else scale}
+        super().__init__(num_embeddings, embedding_dim, init_std=init_std, memory=memory, **sizes, **options)
+
+    def start(self, std: float, generator: torch.Generator | None, *, memory: nn.Parameter | None = None) -> None:
+        size, scale = self.config.memory_size, self.config.scale
+        self.memory = normal((size,), std / scale, generator=generator) if memory is None else memory
 
     @staticmethod
     def compose(config: ROBEConfig, tensors: Mapping[str, Tensor], ids: Tensor, rows: Rows) -> Tensor:
@@ -155,44 +161,28 @@ class ROBE(Scheme):
     @classmethod
     def lookup_gpu(cls, config: ROBEConfig, tensors: Tensors, ids_B: Any, out_BD: Any) -> None:
         """e = scale * g(x) * memory[h(x)]."""
-        from embstore.kernels.cuda import memory as cuda_memory
-
         how = (config.block_size, seed_offset(config.table_seed), config.signs, config.scale)
         cuda_memory.gather_blocks(tensors["memory"], ids_B, *how, out_BD)
 
     @classmethod
-    def layout(cls, config: ROBEConfig) -> dict[str, Slot]:
+    def layout(cls, config: ROBEConfig) -> dict[str, TensorSpec]:
         """One array."""
-        return {"memory": Slot((config.memory_size,))}
+        return {"memory": TensorSpec((config.memory_size,))}
 
     @classmethod
     def from_budget(
         cls, num_embeddings: int, embedding_dim: int, num_bytes: int, *, frequencies: Any = None, **options: Any
     ) -> Self:
         """All bytes are the array's."""
-        for name in ("memory_size", "memory"):
-            if name in options:
-                raise ConfigError(f"give either a budget or {name}, not both")
+        only_budget(options, "memory_size", "memory")
         memory_size = min(buckets_in(num_bytes, 4, 0, cls.name), MAX_BUCKETS)
         return cls(num_embeddings, embedding_dim, memory_size=memory_size, **options)
 
-    @classmethod
-    def fit(
-        cls,
-        vectors_ND: Tensor,
-        num_bytes: int,
-        *,
-        weights_N: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Self:
+    def solve(self, vectors_ND: Tensor, weights_N: Tensor | None, progress: Progress | None) -> None:
         """Each number of the array the weighted mean of all that read it, signs undone: the least squares optimum."""
         from embstore.fitting.slots import weighted_slot_means
 
-        num_embeddings, dim = vectors_ND.shape
-        module = cls.from_budget(num_embeddings, dim, num_bytes, generator=generator, **options)
-        config = module.config
+        config = self.config
 
         def read_by(ids_n: Tensor) -> tuple[Tensor, Tensor | None]:
             return places(config, ids_n)
@@ -200,8 +190,7 @@ class ROBE(Scheme):
         means_M, _ = weighted_slot_means(
             vectors_ND, read_by, config.memory_size, weights_N=weights_N, progress=progress
         )
-        module.load_state_dict({"memory": (means_M / config.scale).float()})
-        return module
+        self.load_state_dict({"memory": (means_M / config.scale).float()})
 
 
 def places(config: ROBEConfig, ids: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -47,7 +47,7 @@ class Label:
         return cls(*_position(raw), str(raw["moved"]), history)
 
 
-def settle(at: Label, peers: Iterable[Label | None]) -> Label | None:
+def in_effect(at: Label, peers: Iterable[Label | None]) -> Label | None:
     """Where a label counts as pointing, given the same label of every table of its release (None: it has none).
 
     A peer is behind when an older release moved it last, or somebody by hand before this release was.

@@ -13,18 +13,15 @@ This file knows bytes, digests and names; it imports neither torch nor the schem
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -37,10 +34,9 @@ from embstore.common.atomic_files import (
     staging,
     store_error,
     storing,
-    sync_folder,
-    write_bytes,
     write_json,
 )
+from embstore.common.locks import locked
 from embstore.errors import (
     ConfigError,
     LabelNotFound,
@@ -50,13 +46,12 @@ from embstore.errors import (
     VerificationFailed,
     VersionNotFound,
 )
-from embstore.store.labels import Label, positive, settle
-from embstore.store.manifest import FileEntry, Manifest
-from embstore.store.tensor_file import map_file, read_arrays, write_arrays
+from embstore.store.labels import Label, in_effect, positive
+from embstore.store.manifest import Manifest
+from embstore.store.staged import MANIFEST_FILE, StagedVersion
+from embstore.store.tensor_file import map_file, read_arrays
 
 LATEST = "latest"
-ARRAYS_FILE = "arrays.safetensors"
-MANIFEST_FILE = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _OBJECT_STORAGE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a Path has already joined the two
 
@@ -72,7 +67,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Survey:
-    """A store at one look: versions and settled labels of every table, releases, and what could not be read.
+    """A store at one look: versions and labels of every table, releases, and what could not be read.
 
     unread: labels that are there but damaged. damaged: one line for each damaged file.
     """
@@ -147,7 +142,7 @@ class FileStore:
 
     def labels(self, table: str) -> dict[str, Label]:
         """Every label of a table. Labels that a release moves stay where they were until the last of them has moved."""
-        return {name: label for name in self._label_names(table) if (label := self._settled(table, name))}
+        return {name: label for name in self._label_names(table) if (label := self._label_in_effect(table, name))}
 
     def survey(self) -> Survey:
         """Everything but the manifests, each file read once; damaged ones are told apart, not raised."""
@@ -171,9 +166,8 @@ class FileStore:
         labels = {}
         for (table, label), at in raw.items():
             peers = releases[at.release].tables if at and at.release in releases else ()
-            settled = settle(at, [raw.get((peer, label)) for peer in peers]) if at else None
-            if settled:
-                labels[table, label] = settled
+            if at and (effective := in_effect(at, [raw.get((peer, label)) for peer in peers])):
+                labels[table, label] = effective
         return Survey(versions, labels, releases, unread, damaged)
 
     def resolve(self, table: str, ref: int | str = LATEST) -> int:
@@ -183,7 +177,7 @@ class FileStore:
             if int(ref) not in versions:
                 raise VersionNotFound(table, int(ref), f"; it has {_listed(versions)}")
             return int(ref)
-        label = self._settled(table, ref) if _NAME.fullmatch(ref) else None
+        label = self._label_in_effect(table, ref) if _NAME.fullmatch(ref) else None
         if label is None:
             raise LabelNotFound(table, ref, f"; it has {_listed(sorted(self.labels(table)))}")
         return label.version
@@ -207,7 +201,8 @@ class FileStore:
         manifest = Manifest.from_json(data, f"table {table!r} version {version}")
         if (manifest.table, manifest.version) != (table, version):
             raise VerificationFailed(
-                f"the manifest of {table!r} version {version} speaks of {manifest.table!r} version {manifest.version}"
+                f"manifest mismatch: directory is {table!r} version {version}, "
+                f"manifest says {manifest.table!r} version {manifest.version}"
             )
         return manifest
 
@@ -263,13 +258,8 @@ class FileStore:
         """Wait for, and hold, the right to give numbers and move labels; it ends with the process, however it ends."""
         with storing(f"writing to {self.root}"):
             make_folder(self.root)
-            lock = os.open(self.root, os.O_RDONLY)
-        try:
-            with storing(f"locking {self.root}"):
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.root):
             yield
-        finally:
-            os.close(lock)
 
     def set_label(self, table: str, label: str, version: int, *, release: str | None = None) -> None:
         """Point a label at an existing version, atomically."""
@@ -277,7 +267,7 @@ class FileStore:
         if version not in (versions := self._known(table)):
             raise VersionNotFound(table, version, f"; it has {_listed(versions)}")
         try:
-            before = self._settled(table, label)
+            before = self._label_in_effect(table, label)
         except VerificationFailed:  # damaged: about to be replaced
             before = None
         moved = now("microseconds")
@@ -336,72 +326,11 @@ class FileStore:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VerificationFailed(f"{path}: not a valid label file") from error
 
-    def _settled(self, table: str, label: str) -> Label | None:
+    def _label_in_effect(self, table: str, label: str) -> Label | None:
         """Where a label counts as pointing."""
         at = self._label(table, label)
         release = self._release(at.release) if at and at.release else None
-        return settle(at, [self._label(peer, label) for peer in release.tables]) if at and release else at
-
-
-class StagedVersion:
-    """A version on its way: complete on disk except for its manifest and its number. A context manager.
-
-    Leaving the context without `commit` removes every trace; after a kill, the next publisher does.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self.folder, self.draft = folder, manifest
-        with storing(f"writing to {folder}"), ExitStack() as stack:
-            self.path = stack.enter_context(staging(folder))
-            self.files = [_write_file(self.path / ARRAYS_FILE, arrays)]
-            self._stack = stack.pop_all()
-
-    def commit(self) -> int:
-        """Give the version its number and make it visible, by one rename; returns the number."""
-        with storing(f"writing to {self.folder}"):
-            number = max(numbered(self.folder), default=0)
-            while True:
-                number += 1
-                manifest = replace(self.draft, version=number, files=self.files)
-                write_bytes(self.path / MANIFEST_FILE, manifest.to_json())
-                sync_folder(self.path)
-                try:
-                    self.path.rename(self.folder / str(number))
-                    break
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise
-            sync_folder(self.folder)
-        return number
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-
-class _Digesting:
-    """A binary file that keeps the SHA-256 and the size of what is written to it."""
-
-    def __init__(self, file: Any) -> None:
-        self.file, self.sha256, self.num_bytes = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes | memoryview) -> int:
-        self.sha256.update(data)
-        self.num_bytes += len(data)
-        return int(self.file.write(data))
-
-
-def _write_file(path: Path, arrays: Mapping[str, NDArray[Any]]) -> FileEntry:
-    with path.open("xb") as file:
-        digesting = _Digesting(file)
-        write_arrays(digesting, arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    return FileEntry(name=path.name, num_bytes=digesting.num_bytes, sha256=digesting.sha256.hexdigest())
+        return in_effect(at, [self._label(peer, label) for peer in release.tables]) if at and release else at
 
 
 def _listed(values: list[Any]) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from embstore.errors import VerificationFailed
 
 FORMAT_VERSION = 1
-DTYPES = ("float32", "float16", "bfloat16", "int8", "int4")
+Dtype = Literal["float32", "float16", "bfloat16", "int8", "int4"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 """How the rows of a version's tensors may be stored; `embstore.quantize` says what each looks like."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -81,31 +81,19 @@ class Manifest:
         return manifest
 
 
-_TYPES: Mapping[str, type] = {
-    "table": str,
-    "version": int,
-    "scheme": str,
-    "parameters": dict,
-    "num_embeddings": int,
-    "embedding_dim": int,
-    "dtype": str,
-    "id_space": str,
-    "num_ids": int,
-    "created": str,
-    "hot_ids": list,
-    "metrics": dict,
-}
+_HINTS = {name: get_origin(hint) or hint for name, hint in get_type_hints(Manifest).items()}
+_PLAIN = {name: kind for name, kind in _HINTS.items() if kind in (str, int, dict)}
 
 
 def _check(manifest: Manifest) -> None:
-    for name, kind in _TYPES.items():
+    for name, kind in _PLAIN.items():
         value = getattr(manifest, name)
         if not isinstance(value, kind) or (isinstance(value, int) and (isinstance(value, bool) or value < 1)):
             raise ValueError(f"{name} is {value!r}, not {'a positive int' if kind is int else kind.__name__}")
     if not manifest.golden.ids or not isinstance(manifest.golden.sha256, str):
         raise ValueError("golden is not a list of ids and a digest")
-    for name, keys in (("golden ids", manifest.golden.ids), ("hot_ids", manifest.hot_ids)):
-        if not isinstance(keys, list) or {type(key) for key in keys} not in ({int}, {str}, set()):
+    for name, ids in (("golden ids", manifest.golden.ids), ("hot_ids", manifest.hot_ids)):
+        if not isinstance(ids, list) or {type(one) for one in ids} not in ({int}, {str}, set()):
             raise ValueError(f"{name} are neither integers nor strings")
     for entry in manifest.files:
         if type(entry.num_bytes) is not int or not isinstance(entry.sha256, str):

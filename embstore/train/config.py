@@ -1,4 +1,4 @@
-"""A training config: TOML in, frozen dataclasses out, and a clear refusal of everything else.
+"""A training config: TOML in, frozen structs out, and a clear refusal of everything else.
 
     task = "ranking"                                  # the user's next items, among all of them
     seed = 0
@@ -18,27 +18,30 @@
     scheme = "memcom"
     ratio = 16                                        # or budget = "4MB", or num_buckets = 1000
 
-Unknown keys, wrong types and impossible values are ConfigErrors that name the key.
+Unknown keys, wrong types and impossible values are ConfigErrors that name the file and the key.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import tomllib
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from embstore.common.sizes import parse_bytes as parse_bytes
+from msgspec import Meta, Struct
+
+from embstore.common.config import build, expand, read_toml
+from embstore.common.sizes import parse_bytes
 from embstore.errors import ConfigError
-from embstore.store.manifest import DTYPES
-from embstore.train.toml_fields import build, one_of, positive
+from embstore.store.manifest import Dtype
+
+Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
+NotNegative = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
+AtLeastOne = Annotated[int, Meta(ge=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the events are, what their columns are called, which of them are held back.
 
     split `leave_last_out`: by `time`, each user's last event is the test, the one before it validation.
@@ -53,32 +56,29 @@ class DataConfig:
     user: str
     item: str
     time: str | None = None
-    split: str = "leave_last_out"
+    split: Literal["leave_last_out", "given"] = "leave_last_out"
     split_column: str | None = None
     train_value: int | str | None = None
     validation_value: int | str | None = None
     test_value: int | str | None = None
-    num_validation: int | None = None
-    recent_events: int | None = None
+    num_validation: AtLeastOne | None = None
+    recent_events: AtLeastOne | None = None
     exclude_seen: bool = True
 
     def __post_init__(self) -> None:
-        one_of("data.split", self.split, ("leave_last_out", "given"))
-        positive(self, "data", "num_validation", "recent_events")
         given = ("split_column", "train_value", "test_value")
         missing = [name for name in given if getattr(self, name) is None]
         if self.split == "given" and missing:
-            raise ConfigError(f"data.split = 'given' needs data.{missing[0]}")
+            raise ValueError(f"split = 'given' needs {missing[0]}")
         if self.split == "given" and self.validation_value is None and self.num_validation is None:
-            raise ConfigError("data.split = 'given' needs data.validation_value or data.num_validation")
+            raise ValueError("split = 'given' needs validation_value or num_validation")
         if self.split == "leave_last_out" and len(missing) < len(given):
-            raise ConfigError("data.split_column, train_value and test_value belong to data.split = 'given'")
+            raise ValueError("split_column, train_value and test_value belong to split = 'given'")
         if self.time is None and (self.split == "leave_last_out" or self.recent_events is not None):
-            raise ConfigError("leave_last_out and recent_events need data.time, the column to order events by")
+            raise ValueError("leave_last_out and recent_events need time, the column to order events by")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TableConfig:
+class TableConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one table is stored: a scheme, and its size as a `ratio`, a `budget` or the scheme's own options.
 
     dtype: how rows are published, float32 unless said otherwise. Training is in float32, and so are ratio and budget:
@@ -86,19 +86,19 @@ class TableConfig:
     """
 
     scheme: str = "full"
-    ratio: float | None = None
+    ratio: Annotated[float, Meta(ge=1)] | None = None
     budget: int | str | None = None
-    dtype: str = "float32"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    dtype: Dtype = "float32"
+    options: Mapping[str, Any] = {}
 
     def __post_init__(self) -> None:
         if self.ratio is not None and self.budget is not None:
-            raise ConfigError("a table takes ratio or budget, not both")
-        one_of("dtype", self.dtype, DTYPES)
-        if self.ratio is not None and not self.ratio >= 1:
-            raise ConfigError(f"ratio must be at least 1 (1 = uncompressed), got {self.ratio}")
+            raise ValueError("a table takes ratio or budget, not both")
         if self.budget is not None:
-            parse_bytes(self.budget)
+            try:
+                parse_bytes(self.budget)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
 
     def num_bytes(self, num_embeddings: int, embedding_dim: int) -> int | None:
         """The bytes that the table may take; None when the scheme's own options say its size."""
@@ -107,27 +107,21 @@ class TableConfig:
         return None if self.ratio is None else int(num_embeddings * embedding_dim * 4 / self.ratio)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TablesConfig:
+class TablesConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The two tables, under the names they are published by."""
 
-    user: TableConfig = field(default_factory=TableConfig)
-    item: TableConfig = field(default_factory=TableConfig)
+    user: TableConfig = TableConfig()
+    item: TableConfig = TableConfig()
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """embedding_dim: floats in a vector; init_std: their standard deviation at the start (None: dim ** -0.5)."""
 
-    embedding_dim: int = 64
-    init_std: float | None = None
-
-    def __post_init__(self) -> None:
-        positive(self, "model", "embedding_dim", "init_std")
+    embedding_dim: AtLeastOne = 64
+    init_std: Positive | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """batch_size: examples a step, whose items are each other's negatives; l2: on the batch's vectors.
 
     learning_rate: of tables (row-wise Adagrad); network_learning_rate: of the layers and projections that some
@@ -137,105 +131,57 @@ class TrainingConfig:
     epochs, or after `max_epochs`; the best epoch's tables are the ones published.
     """
 
-    batch_size: int = 2048
-    learning_rate: float = 0.1
-    network_learning_rate: float = 0.001
-    l2: float = 0.1
-    max_epochs: int = 30
-    patience: int = 2
-    evaluate_every: int = 1
-
-    def __post_init__(self) -> None:
-        rates = ("learning_rate", "network_learning_rate")
-        positive(self, "training", *rates, "max_epochs", "patience", "evaluate_every")
-        if self.batch_size < 2:
-            raise ConfigError(f"training.batch_size must be at least 2, got {self.batch_size}")
-        if not 0 <= self.l2 < float("inf"):
-            raise ConfigError(f"training.l2 must be at least 0, got {self.l2}")
+    batch_size: Annotated[int, Meta(ge=2)] = 2048
+    learning_rate: Positive = 0.1
+    network_learning_rate: Positive = 0.001
+    l2: NotNegative = 0.1
+    max_epochs: AtLeastOne = 30
+    patience: AtLeastOne = 2
+    evaluate_every: AtLeastOne = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """cutoff: the k of nDCG@k, recall@k and HR@k."""
 
-    cutoff: int = 10
-
-    def __post_init__(self) -> None:
-        positive(self, "evaluation", "cutoff")
+    cutoff: AtLeastOne = 10
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublishConfig:
+class PublishConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """label: what is pointed at the new versions; num_hot_ids: the most frequent ids that manifests name; new_id_type:
     whether the label may go from strings to integers or back, which its callers must know of."""
 
     label: str = "latest"
-    num_hot_ids: int = 4096
+    num_hot_ids: Annotated[int, Meta(ge=0)] = 4096
     new_id_type: bool = False
 
-    def __post_init__(self) -> None:
-        if self.num_hot_ids < 0:
-            raise ConfigError(f"publish.num_hot_ids must be at least 0, got {self.num_hot_ids}")
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything a training run depends on, apart from the device."""
 
     data: DataConfig
-    task: str = "ranking"
-    seed: int = 0
-    model: ModelConfig = field(default_factory=ModelConfig)
-    tables: TablesConfig = field(default_factory=TablesConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    publish: PublishConfig = field(default_factory=PublishConfig)
-
-    def __post_init__(self) -> None:
-        one_of("task", self.task, ("ranking",))
-        if self.seed < 0:
-            raise ConfigError(f"seed must be at least 0, got {self.seed}")
+    task: Literal["ranking"] = "ranking"
+    seed: Annotated[int, Meta(ge=0)] = 0
+    model: ModelConfig = ModelConfig()
+    tables: TablesConfig = TablesConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    publish: PublishConfig = PublishConfig()
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a TOML file and apply `section.key=value` overrides; a relative data path is relative to the file."""
     path = Path(path)
-    try:
-        raw = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    for override in overrides:
-        _override(raw, override)
+    raw = read_toml(path, overrides)
     if isinstance(data := raw.get("data"), dict) and isinstance(data.get("path"), str):
-        data["path"] = str(path.parent / _expand(data["path"]))
-    return build(TrainConfig, raw)
+        data["path"] = str(path.parent / expand(data["path"], "data.path"))
+    if isinstance(tables := raw.get("tables"), dict):
+        raw["tables"] = {name: _with_options(table) for name, table in tables.items()}
+    return build(TrainConfig, raw, path)
 
 
-def _expand(path: str) -> str:
-    """Replace ${NAME} by the environment's value; ConfigError names a variable that is not set."""
-
-    def value(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if not found:
-            raise ConfigError(f"data.path is {path!r}, but the environment variable {match[1]} is not set")
-        return found
-
-    return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, path))
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    """Apply one `section.key=value`; the value is TOML, or a plain string where it is not."""
-    name, equals, text = override.partition("=")
-    *sections, key = name.strip().split(".")
-    if not equals or not key or not all(sections):
-        raise ConfigError(f"an override is section.key=value, as training.max_epochs=5, got {override!r}")
-    for section in sections:
-        raw = raw.setdefault(section, {})
-        if not isinstance(raw, dict):
-            raise ConfigError(f"cannot set {name.strip()}: {section} is not a section")
-    try:
-        raw[key] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        raw[key] = text.strip()
+def _with_options(table: Any) -> Any:
+    """A table's section with all keys that are the scheme's own under `options`."""
+    if not isinstance(table, dict):
+        return table
+    own = {name: table[name] for name in ("scheme", "ratio", "budget", "dtype") if name in table}
+    return own | {"options": {name: value for name, value in table.items() if name not in own}}

@@ -1,6 +1,6 @@
 """From a file of events to rows: who did what, as row numbers of two tables, split into train, validation and test.
 
-Rows are given by falling number of training events, ties by key, so row 0 is the most frequent id: schemes that
+Rows are given by falling number of training events, ties by id, so row 0 is the most frequent id: schemes that
 share rows by `row mod m` rely on it. The vocabularies hold the ids of training events and no others; an id that
 occurs only in validation or test has a negative row, one of its own, and is never scored (as a target it is a miss).
 """
@@ -25,18 +25,14 @@ Int64s = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Ids:
-    """The ids of one table: keys in row order, and each one's number of training events, falling."""
+class TableIds:
+    """The ids of one table in row order, and each one's number of training events, falling."""
 
-    keys: Int64s | list[str]
+    ids: Int64s | list[str]
     num_events_N: Int64s
 
     def __len__(self) -> int:
         return len(self.num_events_N)
-
-    def hottest(self, count: int) -> Int64s | list[str]:
-        """The keys of the most frequent ids, hottest first."""
-        return self.keys[:count]
 
 
 @dataclass(frozen=True)
@@ -58,8 +54,8 @@ class Dataset:
     validation: decides when to stop. test: is looked at once, at the end.
     """
 
-    users: Ids
-    items: Ids
+    users: TableIds
+    items: TableIds
     train: Pairs
     history: Pairs
     validation: Pairs
@@ -108,20 +104,20 @@ def _age(history: pl.DataFrame) -> pl.Series:
     return ages.with_columns(age=pl.int_range(pl.len()).over("user")).sort("row")["age"]
 
 
-def _by_frequency(keys: pl.Series) -> pl.DataFrame:
-    """Columns key, count and row: falling count, ties by key."""
-    counted = pl.DataFrame({"key": keys}).group_by("key").agg(count=pl.len())
-    ordered = counted.sort("count", "key", descending=[True, False])
+def _by_frequency(ids: pl.Series) -> pl.DataFrame:
+    """Columns id, count and row: falling count, ties by id."""
+    counted = pl.DataFrame({"id": ids}).group_by("id").agg(count=pl.len())
+    ordered = counted.sort("count", "id", descending=[True, False])
     return ordered.with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64))
 
 
-def _ids(ordered: pl.DataFrame) -> Ids:
-    keys: Any = ordered["key"].to_list() if ordered["key"].dtype == pl.String else ordered["key"].to_numpy()
-    return Ids(keys, ordered["count"].cast(pl.Int64).to_numpy(writable=True))
+def _ids(ordered: pl.DataFrame) -> TableIds:
+    ids: Any = ordered["id"].to_list() if ordered["id"].dtype == pl.String else ordered["id"].to_numpy()
+    return TableIds(ids, ordered["count"].cast(pl.Int64).to_numpy(writable=True))
 
 
-def _rows(keys: pl.Series, ordered: pl.DataFrame) -> Int64s:
-    joined = pl.DataFrame({"key": keys}).join(ordered, on="key", how="left", maintain_order="left")
-    unseen = -pl.col("key").rank("dense").cast(pl.Int64)
+def _rows(ids: pl.Series, ordered: pl.DataFrame) -> Int64s:
+    joined = pl.DataFrame({"id": ids}).join(ordered, on="id", how="left", maintain_order="left")
+    unseen = -pl.col("id").rank("dense").cast(pl.Int64)
     rows: Int64s = joined.select(pl.col("row").fill_null(unseen))["row"].to_numpy(writable=True)
     return rows

@@ -11,7 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import orjson
 import polars as pl
+
+from embstore.store.local import FileStore
 
 NUM_USERS = 6_000
 NUM_ITEMS = 3_000
@@ -99,12 +102,39 @@ def make_clicks(seed: int = 0) -> pl.DataFrame:
         events = np.flatnonzero(liked_E == topic)
         chances = popularity_I[members] / popularity_I[members].sum()
         item_E[events] = rng.choice(members, len(events), p=chances)
-    user_keys_U = np.unique(rng.integers(1 << 62, size=2 * NUM_USERS))
+    user_ids_U = np.unique(rng.integers(1 << 62, size=2 * NUM_USERS))
     clicks = pl.DataFrame(
         {
-            "user_id": rng.permutation(user_keys_U)[:NUM_USERS][user_E],
-            "item_id": [f"sku-{key:05x}" for key in rng.permutation(1 << 20)[:NUM_ITEMS][item_E]],
+            "user_id": rng.permutation(user_ids_U)[:NUM_USERS][user_E],
+            "item_id": [f"sku-{number:05x}" for number in rng.permutation(1 << 20)[:NUM_ITEMS][item_E]],
             "timestamp_ms": FIRST_CLICK_MS + rng.integers(30 * DAY_MS, size=len(user_E)),
         }
     )
     return clicks.sort("timestamp_ms", maintain_order=True)
+
+
+def curl_lines(store: FileStore, folder: Path, url: str) -> str:
+    """Three lines that work as they are, once the server runs."""
+    tables = store.tables()
+    hot = {name: store.manifest(name, store.resolve(name)).hot_ids[:2] for name in tables}
+
+    def body(value: object) -> str:
+        return orjson.dumps(value).decode()
+
+    first, last = tables[0], tables[-1]
+    many = {"tables": {name: {"ids": hot[name]} for name in tables}}
+    octets = "".join(f"\\{byte:03o}" for one in hot[last] for byte in int(one).to_bytes(8, "little", signed=True))
+    binary = f"curl {url}/v1/tables/{last}/lookup -H 'Content-Type: application/octet-stream' --data-binary @- -s"
+    return "\n".join(
+        [
+            "",
+            f"The demo store is in {folder / 'store'}. Once a server serves it, in another terminal:",
+            "",
+            f"curl {url}/v1/tables/{first}/lookup -H 'Content-Type: application/json' -d '{body({'ids': hot[first]})}'",
+            "",
+            f"curl {url}/v1/lookup -H 'Content-Type: application/json' -d '{body(many)}'",
+            "",
+            f"printf '{octets}' | {binary} | od -A d -t f4 | head -4",
+            "",
+        ]
+    )

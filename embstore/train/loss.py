@@ -19,11 +19,6 @@ def log_inclusion(num_events_N: Tensor, batch_size: int) -> Tensor:
     return (-log_absent_N.expm1()).log().float()
 
 
-def log_partition(logits_BM: Tensor, log_q_M: Tensor) -> Tensor:
-    """log of sum over M of exp(logit - log q): inside the log, unbiased for the sum over all items of exp(logit)."""
-    return (logits_BM - log_q_M).logsumexp(dim=1)
-
-
 def sampled_softmax(users_BD: Tensor, items_MD: Tensor, targets_B: Tensor, log_q_M: Tensor) -> Tensor:
     """Mean negative log-probability of each user's target (a column of M) among the M sampled items.
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from embstore.common.config import unknown_key
 from embstore.errors import ConfigError
 from embstore.schemes import scheme_class
 from embstore.schemes.base import Scheme
 from embstore.schemes.options import options_of
 from embstore.train.config import ModelConfig, TableConfig, TrainConfig
-from embstore.train.toml_fields import unknown_key
 
 
 class Factorisation(nn.Module):
@@ -82,9 +82,8 @@ def make_table(
             return table
         if missing:
             raise ConfigError(f"{config.scheme} needs a size: ratio, budget or {missing[0]}")
-        taken = {key: value for key, value in known.items() if key in signature(scheme.__init__).parameters}
-        build: Any = scheme  # the base class does not say which options its subclasses take
-        table = build(num_embeddings, model.embedding_dim, **given, **taken)
+        taken = {key: value for key, value in known.items() if key in signature(scheme).parameters}
+        table = scheme(num_embeddings, model.embedding_dim, **given, **taken)
         table.num_bytes(config.dtype)
         return table
     except ConfigError as error:
@@ -96,10 +95,10 @@ def _check_options(scheme: type[Scheme], config: TableConfig, *, sized: bool) ->
 
     sized: the options themselves say the size, so those that divide up a budget are none.
     """
-    own, of_budget = options_of(scheme.__init__), options_of(scheme.from_budget)
+    own, of_budget = options_of(scheme, scheme), options_of(scheme, scheme.from_budget)
     for option in config.options:
         if option not in own and option not in of_budget:
-            raise ConfigError(unknown_key("", option, ["scheme", "ratio", "budget", *(own | of_budget)]))
+            raise ConfigError(unknown_key(option, ["scheme", "ratio", "budget", *(own | of_budget)]))
         if sized and option not in own:
             raise ConfigError(f"{option} divides up a budget: give ratio or budget with it")
     return [n for n, p in own.items() if p.default is Parameter.empty and n not in config.options]

@@ -7,10 +7,10 @@ A validation or test event that leaked into a map, a width or a signature would 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from embstore.common.progress import Reporter, Silent

@@ -1,4 +1,4 @@
-"""The publish street: events in, one release of two tables out."""
+"""A training run: events in, one release of two tables out."""
 
 from __future__ import annotations
 
@@ -8,27 +8,34 @@ from dataclasses import asdict
 import torch
 
 from embstore.common.progress import Reporter
-from embstore.errors import ConfigError
+from embstore.device import pick_device
 from embstore.ids import Vocabulary
-from embstore.publish import Store
+from embstore.publish.store import Store
 from embstore.train.config import TrainConfig
 from embstore.train.data import read_dataset
 from embstore.train.evaluate import Judge
 from embstore.train.loop import Examples, fit
 from embstore.train.model import make_model
 from embstore.train.prepare import knowledge
-from embstore.train.result import TrainResult, describe_data, describe_model, in_words, published_table, to_publish
+from embstore.train.publication import (
+    TrainResult,
+    describe_data,
+    describe_metrics,
+    describe_model,
+    published_table,
+    to_publish,
+)
 
 
 def train(config: TrainConfig, store: Store, *, report: Reporter, device: str = "auto") -> TrainResult:
     """Train both tables as the config says and publish them as one release; after an error nothing is published."""
     started = time.perf_counter()
-    on = pick_device(device)
+    on = torch.device(pick_device(device))
     dataset = read_dataset(config.data, config.seed)
     store.check_writable()
     if not config.publish.new_id_type:  # before the work, not after it
         for name, ids in (("user", dataset.users), ("item", dataset.items)):
-            store.check_id_type(name, config.publish.label, Vocabulary.from_keys(ids.keys[:1]).kind)
+            store.check_id_type(name, config.publish.label, Vocabulary.from_ids(ids.ids[:1]).kind)
     report.note(f"read {describe_data(dataset)}")
     known = knowledge(config, dataset, on, report)
     model = make_model(config, len(dataset.users), len(dataset.items), known).to(on)
@@ -40,7 +47,7 @@ def train(config: TrainConfig, store: Store, *, report: Reporter, device: str = 
 
     test = Judge(config, dataset, dataset.test, dataset.known, on)
     metrics, popularity = test.metrics(model), test.popularity()
-    report.note(f"test: {in_words(metrics)}; popularity: {in_words(popularity)}")
+    report.note(f"test: {describe_metrics(metrics)}; popularity: {describe_metrics(popularity)}")
 
     figures = metrics | {f"popularity_{name}": value for name, value in popularity.items()} | asdict(fitted)
     publications = to_publish(model, dataset, figures | {"seed": config.seed}, config)
@@ -62,12 +69,3 @@ def train(config: TrainConfig, store: Store, *, report: Reporter, device: str = 
         device=on.type,
         seed=config.seed,
     )
-
-
-def pick_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one; ConfigError for a device that is not there."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device must be auto, cpu or cuda, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda, but this machine has no CUDA device that torch can use")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")

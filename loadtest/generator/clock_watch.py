@@ -11,7 +11,7 @@ JUMP_NS = 200_000_000
 PAUSE_NS = 1_000_000_000
 
 
-class Watch:
+class ClockWatch:
     """Looks at both clocks whenever it is told to, which should be every `EVERY_SECONDS`.
 
     jumps: how often the clock on the wall was set; longest: the longest time in nanoseconds between two looks.
@@ -38,5 +38,5 @@ class Watch:
 
     @property
     def paused(self) -> float:
-        """Seconds of the longest time that this process was held up; 0 where none was worth a word."""
+        """Seconds of the longest time that this process was held up; 0 where none exceeds PAUSE_NS."""
         return self.longest / 1e9 if self.longest > PAUSE_NS else 0.0

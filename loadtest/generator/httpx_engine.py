@@ -16,10 +16,10 @@ from functools import lru_cache
 
 import httpx
 
-from loadtest.generator.interfaces import Asked, Owner, Request, Version
+from loadtest.generator.interfaces import InFlight, Owner, Request, Version
 from loadtest.generator.loops import RECONNECT_SECONDS
 from loadtest.scenario.target import causes, is_tls
-from loadtest.workload.request_stream import Source
+from loadtest.workload.request_stream import RequestStream
 
 ONE = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
 PROBE = "/livez"
@@ -29,7 +29,9 @@ PROBE = "/livez"
 class HttpxEngine:
     """Sends what a source makes, and checks every reply whole."""
 
-    def __init__(self, url: str, source: Source, headers: Sequence[tuple[str, str]], context: ssl.SSLContext) -> None:
+    def __init__(
+        self, url: str, source: RequestStream, headers: Sequence[tuple[str, str]], context: ssl.SSLContext
+    ) -> None:
         self.source, self.headers, self.base = source, list(headers), url.rstrip("/")
         self.context = context
         self.url_of = lru_cache(4096)(lambda target: httpx.URL(self.base + target))
@@ -47,20 +49,20 @@ class HttpxEngine:
 
     async def open(self, owner: Owner) -> None:
         """Open a connection; OSError when the server cannot be reached."""
-        slot = Slot(self, owner)
+        connection = HttpxConnection(self, owner)
         try:
-            await slot.exchange(httpx.Request("GET", self.url_of(PROBE), headers=self.headers))
+            await connection.exchange(httpx.Request("GET", self.url_of(PROBE), headers=self.headers))
         except httpx.TransportError as error:
             raise OSError(str(error) or type(error).__name__) from error
-        owner.made(slot)
+        owner.made(connection)
 
 
-class Slot:
+class HttpxConnection:
     """One caller: a transport, and a task while it waits for a reply."""
 
     def __init__(self, engine: HttpxEngine, owner: Owner) -> None:
         self.engine, self.owner = engine, owner
-        self.asked: Asked | None = None
+        self.in_flight: InFlight | None = None
         self.transport = engine.transport()
         self.task: asyncio.Task[None] | None = None
         self.stream: object = None
@@ -70,10 +72,10 @@ class Slot:
         """Whether it waits for nothing."""
         return self.task is None and not self.closed
 
-    def send(self, asked: Asked) -> None:
-        """Ask; the slot must be usable."""
-        self.asked, asked.sent = asked, time.perf_counter_ns()
-        self.task = asyncio.get_running_loop().create_task(self._ask(asked))
+    def send(self, in_flight: InFlight) -> None:
+        """Send a request; the connection must be usable."""
+        self.in_flight, in_flight.sent = in_flight, time.perf_counter_ns()
+        self.task = asyncio.get_running_loop().create_task(self._ask(in_flight))
         self.task.add_done_callback(self._asked)
 
     def _asked(self, task: asyncio.Task[None]) -> None:  # noqa: ARG002
@@ -97,12 +99,12 @@ class Slot:
             self.stream = stream
         return response, pieces[0] if len(pieces) == 1 else b"".join(pieces), done
 
-    async def _ask(self, asked: Asked) -> None:
+    async def _ask(self, in_flight: InFlight) -> None:
         pause = 0.0
         try:
-            response, body, asked.done = await self.exchange(asked.request.payload)
-            self.asked = None
-            self._replied(asked, response, body)
+            response, body, in_flight.done = await self.exchange(in_flight.request.payload)
+            self.in_flight = None
+            self._replied(in_flight, response, body)
         except asyncio.CancelledError:
             await self._begin_anew()  # given up by `fail` or `close`, which has counted it
         except (httpx.TransportError, httpx.DecodingError, OSError) as error:
@@ -114,15 +116,15 @@ class Slot:
         if pause:
             await asyncio.sleep(pause)
 
-    def _replied(self, asked: Asked, response: httpx.Response, body: bytes) -> None:
+    def _replied(self, in_flight: InFlight, response: httpx.Response, body: bytes) -> None:
         headers = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in response.headers.raw}
-        status, expect = response.status_code, asked.request.expect
+        status, expect = response.status_code, in_flight.request.expect
         problem: str | None = None
         version: Version | None = None
         if expect is not None and 200 <= status < 300:
             problem = expect.problem(status, headers, body)
             version = expect.version(headers, body)
-        self.owner.replied(asked, status, len(body), "retry-after" in headers, problem, version)
+        self.owner.replied(in_flight, status, len(body), "retry-after" in headers, problem, version)
 
     async def _begin_anew(self) -> None:
         with contextlib.suppress(Exception):  # it may be in the middle of anything
@@ -131,14 +133,14 @@ class Slot:
 
     def fail(self, kind: str) -> None:
         """Give the request up, and the connection with it."""
-        if self.asked is not None and self.task is not None:
+        if self.in_flight is not None and self.task is not None:
             self._give_up(kind)
             self.task.cancel()
 
     def _give_up(self, kind: str) -> None:
-        if self.asked is not None:
-            asked, self.asked = self.asked, None
-            self.owner.failed(asked, kind)
+        if self.in_flight is not None:
+            in_flight, self.in_flight = self.in_flight, None
+            self.owner.failed(in_flight, kind)
 
     def close(self) -> None:
         """Leave nothing open; the owner hears of it when it is lost."""

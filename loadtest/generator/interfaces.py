@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from loadtest.workload.response_check import Expect
+from loadtest.workload.response_check import ResponseCheck
 
 Version = tuple[str, str]
 """Table and version that a reply came from."""
@@ -16,11 +16,11 @@ class Request(NamedTuple):
 
     payload: Any
     kind: str = ""
-    expect: Expect | None = None
+    expect: ResponseCheck | None = None
 
 
 @dataclass(slots=True)
-class Asked:
+class InFlight:
     """A request that was due, when it was sent and when its reply was there whole; nanoseconds of perf_counter_ns."""
 
     due: int
@@ -30,12 +30,12 @@ class Asked:
 
 
 class Caller(Protocol):
-    """Carries one request at a time; `asked` is the one it waits for."""
+    """Carries one request at a time; `in_flight` is the one it waits for."""
 
-    asked: Asked | None
+    in_flight: InFlight | None
 
-    def send(self, asked: Asked) -> None:
-        """Ask; the caller must be usable."""
+    def send(self, in_flight: InFlight) -> None:
+        """Send a request; the caller must be usable."""
 
     def usable(self) -> bool:
         """Whether it can take a request now."""
@@ -63,11 +63,17 @@ class Owner(Protocol):
         """It can take a request."""
 
     def replied(
-        self, asked: Asked, status: int, num_bytes: int, retry_after: bool, problem: str | None, version: Version | None
+        self,
+        in_flight: InFlight,
+        status: int,
+        num_bytes: int,
+        retry_after: bool,
+        problem: str | None,
+        version: Version | None,
     ) -> None:
-        """A whole reply is there, since `asked.done`; `problem`: why it is no answer to the request."""
+        """A whole reply arrived at `in_flight.done`; `problem`: why it is no answer to the request."""
 
-    def failed(self, asked: Asked, kind: str) -> None:
+    def failed(self, in_flight: InFlight, kind: str) -> None:
         """The request gets no reply."""
 
     def broken(self, error: BaseException) -> None:

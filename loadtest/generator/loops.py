@@ -7,10 +7,10 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
-from loadtest.generator.interfaces import Asked, Caller, Engine, Request, Version
+from loadtest.errors import LoadError
+from loadtest.generator.interfaces import Caller, Engine, InFlight, Request, Version
 from loadtest.generator.recorder import SECOND, Recorder
-from loadtest.generator.timer import Alarm
-from loadtest.run.plan import LoadError
+from loadtest.generator.timer import Timer
 
 CONNECT_SECONDS = 10.0
 CONNECTS_AT_ONCE = 32
@@ -88,17 +88,17 @@ class Load:
     async def _linger(self) -> None:
         """Wait for what is in flight; what has no reply then is `unanswered`."""
         end = time.perf_counter_ns() + int(((self.timeout or LINGER_SECONDS) + 0.2) * SECOND)
-        while self._in_flight() and (now := time.perf_counter_ns()) < end:
+        while self._unanswered() and (now := time.perf_counter_ns()) < end:
             if self.stopped is not None and now > self.stopped + STOP_SECONDS * SECOND:
                 break
             await asyncio.sleep(0.005)
         self.expire_queue(time.perf_counter_ns(), "unanswered")
-        for asked in self._in_flight():
-            self.failed(asked, "unanswered")
+        for in_flight in self._unanswered():
+            self.failed(in_flight, "unanswered")
 
-    def _in_flight(self) -> list[Asked]:
+    def _unanswered(self) -> list[InFlight]:
         """Requests without a reply."""
-        return [caller.asked for caller in self.callers if caller.asked is not None]
+        return [caller.in_flight for caller in self.callers if caller.in_flight is not None]
 
     def stop(self) -> None:
         """Send no more; `run` returns soon, whatever is in flight."""
@@ -132,19 +132,27 @@ class Load:
         return self.engine.next((now - self.recorder.begin) / SECOND)
 
     def replied(
-        self, asked: Asked, status: int, num_bytes: int, retry_after: bool, problem: str | None, version: Version | None
+        self,
+        in_flight: InFlight,
+        status: int,
+        num_bytes: int,
+        retry_after: bool,
+        problem: str | None,
+        version: Version | None,
     ) -> None:
         """A whole reply is there."""
         if problem and self.checked:
-            self.recorder.mislabelled(asked.due, asked.request.kind, problem)
+            self.recorder.mislabelled(in_flight.due, in_flight.request.kind, problem)
             return
-        self.recorder.replied(asked.due, asked.sent, asked.done, asked.request.kind, status, num_bytes, retry_after)
+        self.recorder.replied(
+            in_flight.due, in_flight.sent, in_flight.done, in_flight.request.kind, status, num_bytes, retry_after
+        )
         if version:
-            self.recorder.version(*version, asked.done)
+            self.recorder.version(*version, in_flight.done)
 
-    def failed(self, asked: Asked, kind: str) -> None:
+    def failed(self, in_flight: InFlight, kind: str) -> None:
         """A request will get no reply."""
-        self.recorder.failed(asked.due, asked.request.kind, kind)
+        self.recorder.failed(in_flight.due, in_flight.request.kind, kind)
 
     def made(self, caller: Caller) -> None:
         """A connection is open."""
@@ -181,7 +189,7 @@ class Load:
             return
         oldest = time.perf_counter_ns() - int(self.timeout * SECOND)
         for caller in list(self.callers):
-            if caller.asked is not None and caller.asked.due < oldest:
+            if caller.in_flight is not None and caller.in_flight.due < oldest:
                 caller.fail("timeout")
         self.expire_queue(oldest)
         asyncio.get_running_loop().call_later(min(0.1, self.timeout / 10), self.expire)
@@ -216,7 +224,7 @@ class ClosedLoop(Load):
             now = time.perf_counter_ns()
             request = self.next_request(now)
             self.recorder.offered(now, request.kind)
-            caller.send(Asked(now, request))
+            caller.send(InFlight(now, request))
 
     def refused(self) -> None:
         """A caller that finds no server has failed, and tries again."""
@@ -240,24 +248,24 @@ class OpenLoop(Load):
         self.schedule: Iterator[int] = iter(())
         self.num_due = self.num_sent = 0
         self.free: deque[Caller] = deque()
-        self.waiting: deque[Asked] = deque()
+        self.waiting: deque[InFlight] = deque()
         self.ahead: Request | None = None
 
     async def drive(self) -> None:
         self.give_up = self.recorder.end + int(BEHIND_SECONDS * SECOND)
         self.next_due = next(self.schedule, None)
-        self.alarm = Alarm(self._tick)
+        self.timer = Timer(self._tick)
         try:
             self._tick()
             await self.ended
         finally:
-            self.alarm.close()
+            self.timer.close()
 
     def spent(self) -> float:
-        return super().spent() - self.alarm.spun / SECOND
+        return super().spent() - self.timer.spun / SECOND
 
-    def _in_flight(self) -> list[Asked]:
-        return [*super()._in_flight(), *self.waiting]
+    def _unanswered(self) -> list[InFlight]:
+        return [*super()._unanswered(), *self.waiting]
 
     def _tick(self) -> None:
         """Send what is due, make the next request, and wait until that is due."""
@@ -273,31 +281,31 @@ class OpenLoop(Load):
             self.num_sent += 1
             self.recorder.offered(due, request.kind)
             self.recorder.lag(due, request.kind, now - due)
-            self._send(Asked(due, request))
+            self._send(InFlight(due, request))
             self.next_due = next(self.schedule, None)
             now = time.perf_counter_ns()
         if now > self.give_up or (self.next_due is None and now >= self.recorder.end):
             self._end()
             return
         if self.next_due is None:
-            self.alarm.set(self.recorder.end)
+            self.timer.set(self.recorder.end)
             return
         if self.ahead is None:
             self.ahead = self.next_request(self.next_due)
-        self.alarm.set(self.next_due)
+        self.timer.set(self.next_due)
 
     def _end(self) -> None:
         if self.next_due is not None:
             self.unsent = max(1, self.num_due - self.num_sent)
         self.send_no_more()
 
-    def _send(self, asked: Asked) -> None:
+    def _send(self, in_flight: InFlight) -> None:
         while self.free:
             caller = self.free.popleft()
             if caller.usable():
-                caller.send(asked)
+                caller.send(in_flight)
                 return
-        self.waiting.append(asked)
+        self.waiting.append(in_flight)
 
     def ready(self, caller: Caller) -> None:
         if self.timeout is not None:
@@ -307,11 +315,11 @@ class OpenLoop(Load):
         else:
             self.free.append(caller)
 
-    def _unqueue(self) -> Asked:
+    def _unqueue(self) -> InFlight:
         """The request that waits longest for a caller waits no more."""
-        asked = self.waiting.popleft()
-        self.recorder.queued(asked.due, asked.request.kind, time.perf_counter_ns() - asked.due)
-        return asked
+        in_flight = self.waiting.popleft()
+        self.recorder.queued(in_flight.due, in_flight.request.kind, time.perf_counter_ns() - in_flight.due)
+        return in_flight
 
     def refused(self) -> None:
         """Without any connection nobody waits for one."""

@@ -6,15 +6,15 @@ import asyncio
 import time
 from typing import Any
 
-from loadtest.generator.interfaces import Asked, Owner, Version
+from loadtest.generator.interfaces import InFlight, Owner, Version
 
 MAX_HEAD = 1 << 16
 MAX_DIGITS = 18
 """Of a length; int() refuses numbers that are long enough."""
 
 
-class Connection(asyncio.BufferedProtocol):
-    """One request at a time; `asked` is the one it waits for, None when it waits for none.
+class RawConnection(asyncio.BufferedProtocol):
+    """One request at a time; `in_flight` is the one it waits for, None when it waits for none.
 
     All connections of a load read into one buffer: bytes are looked at as soon as they are there, then forgotten.
     """
@@ -22,21 +22,21 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, owner: Owner, buffer: bytearray) -> None:
         self.owner, self.buffer, self.view = owner, buffer, memoryview(buffer)
         self.transport: Any = None
-        self.asked: Asked | None = None
+        self.in_flight: InFlight | None = None
         self.head = b""
         self.left = self.size = self.status = 0
         self.last = self.retry_after = False
         self.problem: str | None = None
         self.version: Version | None = None
 
-    def send(self, asked: Asked) -> None:
-        """Ask; the connection must be idle."""
-        self.asked, asked.sent = asked, time.perf_counter_ns()
-        self.transport.write(asked.request.payload)
+    def send(self, in_flight: InFlight) -> None:
+        """Send a request; the connection must be idle."""
+        self.in_flight, in_flight.sent = in_flight, time.perf_counter_ns()
+        self.transport.write(in_flight.request.payload)
 
     def usable(self) -> bool:
         """Whether it is open and idle."""
-        return self.asked is None and self.transport is not None and not self.transport.is_closing()
+        return self.in_flight is None and self.transport is not None and not self.transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -56,10 +56,10 @@ class Connection(asyncio.BufferedProtocol):
         if self.left < 0:
             self.fail("protocol")  # more than it said
             return
-        asked, self.asked = self.asked, None
-        assert asked is not None
-        asked.done = now
-        self.owner.replied(asked, self.status, self.size, self.retry_after, self.problem, self.version)
+        in_flight, self.in_flight = self.in_flight, None
+        assert in_flight is not None
+        in_flight.done = now
+        self.owner.replied(in_flight, self.status, self.size, self.retry_after, self.problem, self.version)
         if self.last:
             self.close()
         else:
@@ -67,9 +67,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _read_head(self, num: int) -> bool:
         """Whether the head is whole; then `left` is what is still to come of the body."""
-        if self.head or self.asked is None:
-            if self.asked is None:
-                self.fail("protocol")  # nothing was asked
+        if self.head or self.in_flight is None:
+            if self.in_flight is None:
+                self.fail("protocol")  # nothing was in_flight
                 return False
             self.head += self.buffer[:num]
             end = self.head.find(b"\r\n\r\n")
@@ -104,8 +104,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _check(self, head: bytes) -> None:
         """Whether this is the answer, as far as its head tells."""
-        assert self.asked is not None
-        expect = self.asked.request.expect
+        assert self.in_flight is not None
+        expect = self.in_flight.request.expect
         if expect is not None and 200 <= self.status < 300:
             pairs = (line.partition(":") for line in head.decode("latin-1").split("\r\n")[1:])
             headers = {name.lower(): value.strip() for name, _, value in pairs}
@@ -129,9 +129,9 @@ class Connection(asyncio.BufferedProtocol):
         self.close()
 
     def _give_up(self, kind: str) -> None:
-        if self.asked is not None:
-            asked, self.asked = self.asked, None
-            self.owner.failed(asked, kind)
+        if self.in_flight is not None:
+            in_flight, self.in_flight = self.in_flight, None
+            self.owner.failed(in_flight, kind)
 
     def close(self) -> None:
         """Close without waiting for anything."""

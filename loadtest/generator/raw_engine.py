@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from loadtest.errors import ScenarioError
 from loadtest.generator.interfaces import Owner, Request
-from loadtest.generator.raw_connection import Connection
-from loadtest.scenario.model import ScenarioError
-from loadtest.workload.request_stream import Source
+from loadtest.generator.raw_connection import RawConnection
+from loadtest.workload.request_stream import RequestStream
 
 BUFFER_BYTES = 1 << 18
 
@@ -23,26 +23,13 @@ class Sockets:
     async def open(self, owner: Owner) -> None:
         """Open a connection; OSError when the server cannot be reached."""
         loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: Connection(owner, self.buffer), *self.address)
-
-
-class Prewritten(Sockets):
-    """Sends whole requests in turn; replies are not checked."""
-
-    def __init__(self, address: tuple[str, int], requests: Sequence[bytes]) -> None:
-        super().__init__(address)
-        self.requests, self.at = [Request(request) for request in requests], -1
-
-    def next(self, second: float) -> Request:  # noqa: ARG002
-        """The requests in turn."""
-        self.at = at = self.at + 1 if self.at + 1 < len(self.requests) else 0
-        return self.requests[at]
+        await loop.create_connection(lambda: RawConnection(owner, self.buffer), *self.address)
 
 
 class RawEngine(Sockets):
     """Sends what a source makes, and checks replies by their head."""
 
-    def __init__(self, url: str, source: Source, headers: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(self, url: str, source: RequestStream, headers: Sequence[tuple[str, str]] = ()) -> None:
         parts = urlsplit(url)
         if parts.scheme != "http" or parts.path.strip("/"):
             raise ScenarioError(f"engine raw: url must be http://HOST:PORT, got {url!r}")

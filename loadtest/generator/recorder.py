@@ -15,7 +15,7 @@ class Recorder:
     """Counts what falls into a measurement, by second of the intended start and by kind of request.
 
     Times are nanoseconds of time.perf_counter_ns; `begin` is second 0. What was due before it or from its end on (the
-    warm-up) is left out, but for `in_time` and `ok_in_time`: replies, and good ones, that came during the measurement.
+    warm-up) is left out.
     seen: by table and version, first and last reply in seconds and how many; reconnects: connections opened again
     since `begin`; first_problem: second and text of the first reply that was not the answer to its request.
     """
@@ -23,7 +23,7 @@ class Recorder:
     def __init__(self, begin: int, seconds: float) -> None:
         self.begin, self.end = begin, begin + round(seconds * SECOND)
         self.tallies: dict[tuple[int, str], Tally] = {}
-        self.in_time = self.ok_in_time = self.reconnects = 0
+        self.reconnects = 0
         self.seen: dict[tuple[str, str], tuple[float, float, int]] = {}
         self.first_problem: tuple[float, str] | None = None
         self.num_offered = self.num_ok = 0
@@ -62,9 +62,6 @@ class Recorder:
     ) -> None:
         """A whole reply is there."""
         ok = 200 <= status < 300
-        if self.begin <= done < self.end:
-            self.in_time += 1
-            self.ok_in_time += ok
         if (tally := self._tally(due, kind)) is None:
             return
         tally.statuses[status] += 1

@@ -18,7 +18,7 @@ EMPTY_NS = 30_000
 ABSOLUTE = 1
 
 
-class Alarm:
+class Timer:
     """Calls `ring` in the event loop at a time of time.perf_counter_ns, one time at once.
 
     On Linux by a timerfd, which knows nanoseconds; elsewhere by the loop's own timer and a longer wait awake.

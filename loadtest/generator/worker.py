@@ -22,16 +22,16 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from loadtest.generator.clock_watch import EVERY_SECONDS, Watch
+from loadtest.errors import LoadError, ScenarioError
+from loadtest.generator.clock_watch import EVERY_SECONDS, ClockWatch
 from loadtest.generator.httpx_engine import HttpxEngine
 from loadtest.generator.interfaces import Engine
 from loadtest.generator.loops import ClosedLoop, Load, OpenLoop
 from loadtest.generator.raw_engine import RawEngine
 from loadtest.generator.recorder import SECOND, Recorder
-from loadtest.run.plan import LoadError
-from loadtest.scenario.model import Scenario, ScenarioError
+from loadtest.scenario.model import Scenario
 from loadtest.scenario.target import api_headers, tls_context
-from loadtest.workload.request_stream import Source
+from loadtest.workload.request_stream import RequestStream
 from loadtest.workload.schedule import due_offsets, expected
 
 PROGRESS_EVERY = 5
@@ -80,7 +80,7 @@ async def generate(job: dict[str, Any]) -> None:
     load.checked = job["checked"]
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, about: load.broken(about.get("exception") or RuntimeError(about["message"])))
-    orders, watch = Orders(load), Watch()
+    orders, watch = Orders(load), ClockWatch()
     try:
         await load.connect()
         gc.collect()
@@ -98,9 +98,9 @@ async def generate(job: dict[str, Any]) -> None:
         await load.close()
 
 
-def make_load(scenario: Scenario, share: int, shares: int, num_ids: dict[str, int]) -> tuple[Load, Source]:
+def make_load(scenario: Scenario, share: int, shares: int, num_ids: dict[str, int]) -> tuple[Load, RequestStream]:
     """The loop of one share of a scenario, not yet connected, and where its requests come from."""
-    source = Source(scenario, share, shares, num_ids)
+    source = RequestStream(scenario, share, shares, num_ids)
     headers = api_headers(scenario)
     engine: Engine
     if scenario.engine == "raw":
@@ -124,7 +124,7 @@ def schedule(load: Load, scenario: Scenario, begin: int, share: int = 0, shares:
         load.schedule = (begin + offset for offset in offsets)
 
 
-async def _watch(load: Load, watch: Watch) -> None:
+async def _watch(load: Load, watch: ClockWatch) -> None:
     for look in itertools.count(1):
         await asyncio.sleep(EVERY_SECONDS)
         if time.perf_counter_ns() < load.recorder.begin:
@@ -139,7 +139,7 @@ async def _watch(load: Load, watch: Watch) -> None:
                 return
 
 
-def _result(load: Load, source: Source, watch: Watch) -> dict[str, Any]:
+def _result(load: Load, source: RequestStream, watch: ClockWatch) -> dict[str, Any]:
     recorder = load.recorder
     until = recorder.end if load.stopped is None else min(load.stopped, recorder.end)
     return recorder.to_json() | {

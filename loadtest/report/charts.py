@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from loadtest.report.axes import Scale, from_zero, of_percentiles, of_shares, of_times, over_time
-from loadtest.report.svg import Event, Frame, Layer, Line, line_plot, span_plot, stacked_plot
-from loadtest.results import server_metrics as served
+from embstore.common.report.axes import Scale, from_zero, of_percentiles, of_shares, of_times, over_time
+from embstore.common.report.svg import Chart, Event, Frame, Layer, Polyline, line_plot, span_plot, stacked_plot
+from embstore.common.units import bytes_text, plain_text, rate_text, seconds_text, time_text
+from loadtest.results import server_metrics
 from loadtest.results.hgrm import curve
 from loadtest.results.histogram import Histogram
 from loadtest.results.result import Result
 from loadtest.results.tally import Tally
-from loadtest.results.units import bytes_text, plain_text, rate_text, seconds_text, time_text
 
 MAX_BINS, MAX_KINDS, MAX_CODES, MAX_VERSIONS, MAX_EVENTS = 300, 5, 6, 16, 30
 BLUE, GREEN, ORANGE, RED, PURPLE, SKY, GREY = range(7)
@@ -23,17 +23,6 @@ HALF_WIDTH = 500
 NAME_CHARS = 12
 """So much of a name has room beside a plot."""
 _TOLD = (("p50", 50), ("p90", 90), ("p99", 99), ("max", 100))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A plot with its heading, a line that says how to read it, and names of its colours: name, colour, dashed."""
-
-    title: str
-    note: str
-    svg: str
-    legend: Sequence[tuple[str, int, bool]] = ()
-    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,7 @@ class Charts:
 
     def __init__(self, result: Result) -> None:
         self.result = result
-        self.samples = served.thinned(result.samples)
+        self.samples = server_metrics.thinned(result.samples)
         self.bins = _bins(result)
         self.seconds = max(result.seconds, self.bins[-1].end if self.bins else 0.0, 0.1)
         self.offered = "due" if result.scenario.mode == "open" else "sent"
@@ -143,7 +132,7 @@ class Charts:
             for name, histogram in (("latency", tally.latency), ("service time", tally.service)):
                 dashed = name != "latency"
                 points = _odds(histogram)
-                lines.append(Line(name="", points=points, color=color, dashed=dashed, thin=dashed))
+                lines.append(Polyline(name="", points=points, color=color, dashed=dashed, thin=dashed))
                 legend.append((f"{kind}, {name}", color, dashed))
         y = of_times(_values(lines), "time (log scale)")
         most = max(tally.ok for _, tally in groups)
@@ -161,10 +150,10 @@ class Charts:
         offered = [(one.middle, one.per_s(one.tally.offered)) for one in self.bins]
         ok = [(one.middle, one.per_s(one.tally.ok)) for one in self.bins]
         lines = [
-            Line(
+            Polyline(
                 name="due" if self.result.scenario.mode == "open" else "sent", points=offered, color=GREY, dashed=True
             ),
-            Line(name="2xx", points=ok, color=BLUE),
+            Polyline(name="2xx", points=ok, color=BLUE),
         ]
         y = from_zero(_values(lines), "requests a second", plain_text)
         note = "What was due in each moment, and how much of that was answered well."
@@ -198,48 +187,48 @@ class Charts:
         return Chart(title="Errors", note=note, svg=svg, legend=legend)
 
     def _work(self) -> Chart | None:
-        counted = served.rates(self.samples, served.DURATION + "_count").get("", [])
+        counted = server_metrics.rates(self.samples, server_metrics.DURATION + "_count").get("", [])
         client = [(one.middle, one.per_s(one.tally.ok)) for one in self.bins]
-        lines = [_line("server", counted, BLUE), Line(name="client's 2xx", points=client, color=GREY, dashed=True)]
+        lines = [_line("server", counted, BLUE), Polyline(name="client's 2xx", points=client, color=GREY, dashed=True)]
         y = from_zero(_values(lines), "requests a second", plain_text)
         return self._half("Lookups", "Counted by the server, and good replies that arrived here.", y, lines, counted)
 
     def _both_latencies(self) -> Chart | None:
-        server = [(at, 1e9 * value) for at, value in served.latency(self.samples, 99)]
+        server = [(at, 1e9 * value) for at, value in server_metrics.latency(self.samples, 99)]
         lines = [self._times_of("service", "client", 99, GREY, dashed=True), _line("server", server, ORANGE)]
         y = of_times(_values(lines), "p99 (log scale)")
         note = "p99 of the service time here, and of the server's own time (estimated from its buckets)."
         return self._half("Inside and outside", note, y, lines, server)
 
     def _waiting(self) -> Chart | None:
-        waiting = served.gauge(self.samples, "embstore_queue_depth")
-        inside = served.gauge(self.samples, "embstore_inflight_requests")
+        waiting = server_metrics.gauge(self.samples, "embstore_queue_depth")
+        inside = server_metrics.gauge(self.samples, "embstore_inflight_requests")
         lines = [_line("in flight", inside, BLUE), _line("queued", waiting, ORANGE)]
         y = from_zero(_values(lines), "requests", plain_text, least=4.0)
         return self._half("Inside the server", "At the moment of each sample.", y, lines, inside or waiting)
 
     def _hits(self) -> Chart | None:
-        tiers = served.hit_share(self.samples)
+        tiers = server_metrics.hit_share(self.samples)
         lines = [_line(tier, shares, color) for color, (tier, shares) in enumerate(tiers.items())]
-        note = "Share of the ids that each tier had, of those it was asked for."
+        note = "Share of the ids that each tier had, of its lookups."
         return self._half("Cache hits", note, of_shares("share of ids"), lines, next(iter(tiers.values()), []))
 
     def _memory(self) -> Chart | None:
         names = (("process", "process_resident_memory_bytes", BLUE), ("tables", "embstore_table_bytes", GREEN))
-        lines = [_line(name, served.gauge(self.samples, metric), color) for name, metric, color in names]
+        lines = [_line(name, server_metrics.gauge(self.samples, metric), color) for name, metric, color in names]
         lines = [line for line in lines if line.points]
         y = from_zero(_values(lines), "bytes", bytes_text)
         said = " and ".join(f"of its {line.name}" for line in lines)
         return self._half("Memory", f"As the server says, {said}.", y, lines, lines and lines[0].points)
 
     def _refusals(self) -> Chart | None:
-        refused = served.rates(self.samples, "embstore_rejected_total", "reason")
+        refused = server_metrics.rates(self.samples, "embstore_rejected_total", "reason")
         some = {reason: often for reason, often in refused.items() if any(value for _, value in often)}
         lines = [_line(reason, often, n % GREY) for n, (reason, often) in enumerate(some.items())]
         y = from_zero(_values(lines), "a second", plain_text)
         return self._half("Refused", "Requests that got no vectors, by the server's reason.", y, lines, bool(some))
 
-    def _half(self, title: str, note: str, y: Scale, lines: Sequence[Line], there: object) -> Chart | None:
+    def _half(self, title: str, note: str, y: Scale, lines: Sequence[Polyline], there: object) -> Chart | None:
         if not there:
             return None
         frame = self._frame(title, y, height=170, width=HALF_WIDTH)
@@ -254,12 +243,12 @@ class Charts:
         x = over_time(self.seconds)
         return Frame(name=name, x=x, y=y, bands=self.bands, events=self.events, hover=told, height=height)
 
-    def _times_of(self, histogram: str, name: str, percent: float, color: int, **style: bool) -> Line:
+    def _times_of(self, histogram: str, name: str, percent: float, color: int, **style: bool) -> Polyline:
         def value(tally: Tally) -> float | None:
             of: Histogram = getattr(tally, histogram)
             return max(1, of.percentile(percent)) if of.num else None
 
-        return Line(name=name, points=[(one.middle, value(one.tally)) for one in self.bins], color=color, **style)
+        return Polyline(name=name, points=[(one.middle, value(one.tally)) for one in self.bins], color=color, **style)
 
 
 def _bins(result: Result) -> list[Bin]:
@@ -298,9 +287,9 @@ def _odds(histogram: Histogram) -> list[tuple[float, float | None]]:
     return found
 
 
-def _line(name: str, points: Sequence[tuple[float, float]], color: int) -> Line:
-    return Line(name=name, points=list(points), color=color)
+def _line(name: str, points: Sequence[tuple[float, float]], color: int) -> Polyline:
+    return Polyline(name=name, points=list(points), color=color)
 
 
-def _values(lines: Sequence[Line]) -> list[float]:
+def _values(lines: Sequence[Polyline]) -> list[float]:
     return [value for _, value in chain.from_iterable(line.points for line in lines) if value is not None]

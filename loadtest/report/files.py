@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from embstore.common.atomic_files import staging, write_bytes
 from loadtest.results.result import Result
 
 
@@ -60,40 +61,39 @@ def check_writable(path: Path) -> None:
     """Nothing, when a file can be written there; OutputError otherwise. For asking before long work."""
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder")
-    if _is_special(path):
-        return
-    folder, draft = path.resolve().parent, _draft(path)
-    try:
-        draft.touch(exist_ok=False)
-        draft.unlink()
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}: {folder}") from None
+    with _output_errors(path):
+        if not _is_special(path):
+            with _draft(path) as draft:
+                draft.touch()
 
 
 def write(path: Path, text: str) -> None:
     """Replace a file in one step: readers see the old one or all of the new one. OutputError when it cannot be."""
     data = text.encode()
-    try:
+    with _output_errors(path):
         if _is_special(path):
             path.write_bytes(data)
-        else:
-            _replace(path, data)
+            return
+        with _draft(path) as draft:
+            write_bytes(draft, data)
+            draft.replace(path.resolve())
+
+
+@contextlib.contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """A place in the file's own folder, which must exist."""
+    whole = path.resolve()
+    os.scandir(whole.parent).close()
+    with staging(whole.parent) as folder:
+        yield folder / whole.name
+
+
+@contextlib.contextmanager
+def _output_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def _replace(path: Path, data: bytes) -> None:
-    draft = _draft(path)
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path.resolve())
-    except BaseException:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise
 
 
 def results_to_json(results: Sequence[Result]) -> str:
@@ -121,8 +121,3 @@ def numbered(path: Path, number: int, of: int) -> Path:
 def _is_special(path: Path) -> bool:
     """Whether it is a device, a pipe or a folder: nothing that a file may take the place of."""
     return path.exists() and not path.is_file()
-
-
-def _draft(path: Path) -> Path:
-    whole = path.resolve()
-    return whole.with_name(f".{whole.name}.{os.getpid()}.tmp")

@@ -2,100 +2,82 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from html import escape
+from pathlib import Path
 from typing import Any
 
-from loadtest.report import style
-from loadtest.report.charts import Chart, Charts
+from embstore.common.report.page import render
+from embstore.common.units import bytes_text, rate_text, seconds_text, share_text, time_text
+from loadtest.report.charts import Charts
 from loadtest.results.result import Result
 from loadtest.results.summary import to_summary
-from loadtest.results.units import bytes_text, rate_text, seconds_text, share_text, time_text
-from loadtest.scenario.model import Ask, Batch, Keys, Scenario
+from loadtest.scenario.model import Batch, IdDistribution, RequestSpec, Scenario
 
 Row = Sequence[str]
 
 
 def to_html(result: Result) -> str:
     """The whole page."""
-    summary, charts = to_summary(result), Charts(result)
-    scenario = result.scenario
+    summary, charts, scenario = to_summary(result), Charts(result), result.scenario
     began = datetime.fromtimestamp(result.began, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     how = "open loop" if scenario.mode == "open" else "closed loop"
-    where = f"{scenario.url} · {how} · {scenario.engine} · {seconds_text(result.seconds)} · {began}"
-    server = charts.server()
-    parts = [
-        f"<header><h1>{escape(scenario.name)}</h1><p class='soft'>{escape(where)}</p></header>",
-        _verdict(summary),
-        _cards(summary),
-        "<h2>Figures</h2>",
-        _figures(summary),
-        _failures(summary),
-        "<h2>What callers saw</h2>",
-        *map(_figure, charts.client()),
-        _events(summary),
-        _section("What the server says", server, _server(summary["server"])),
-        _section("The generator", charts.generator(), _generator(summary["generator"])),
-        "<h2>Scenario</h2>",
-        _scenario(scenario),
-        "<h2>Machine of the generator</h2>",
-        _pairs([(name, _plain(value)) for name, value in result.machine.items()]),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(scenario.name)}: load test</title><style>{style.page()}</style></head>\n"
-        f"<body>{chr(10).join(part for part in parts if part)}</body></html>\n"
+    title, kind = _verdict(summary)
+    return render(
+        Path(__file__).with_name("page.html.j2"),
+        title=f"{scenario.name}: load test",
+        name=scenario.name,
+        where=f"{scenario.url} · {how} · {scenario.engine} · {seconds_text(result.seconds)} · {began}",
+        verdict={"title": title, "kind": kind, "lines": [*summary["invalid"], *summary["warnings"]]},
+        conditions=summary["fail_if"],
+        cards=_cards(summary),
+        figures=_figures(summary),
+        failures=_failures(summary),
+        client_charts=charts.client(),
+        events=_events(summary),
+        server_charts=charts.server(),
+        server=_server(summary["server"]),
+        generator_charts=charts.generator(),
+        generator=_generator(summary["generator"]),
+        requests=_requests(scenario),
+        phases=_phases(scenario),
+        settings=_settings(scenario),
+        machine=[(name, _plain(value)) for name, value in result.machine.items()],
     )
 
 
-def _verdict(summary: dict[str, Any]) -> str:
-    """Whether to believe what follows, and whether it was good enough."""
-    invalid, warned = summary["invalid"], summary["warnings"]
-    held = [one for one in summary["fail_if"] if one["verdict"] == "failed"]
-    lines = [escape(line) for line in [*invalid, *warned]]
-    for one in summary["fail_if"]:
-        said = escape(f"{one['condition']}: {one['found']}, {one['verdict']}")
-        lines.append(f"<span class='no'>{said}</span>" if one in held else said)
-    if invalid and not summary["upper_bounds"]:
-        title, kind = "Invalid: these figures say nothing about the server", "bad"
-    elif held:
-        title, kind = "Failed: " + " and ".join(one["condition"] for one in held), "bad"
-    elif summary["upper_bounds"]:
-        title, kind = "Late generator: latencies are upper bounds", "warn"
-    elif summary["partial"]:
-        title, kind = "Partial: the run was interrupted", "warn"
-    else:
-        title, kind = "Valid: the generator kept up" + (", and every condition passed" * bool(summary["fail_if"])), ""
-        kind = "warn" if warned else kind
-    items = "".join(f"<li>{line}</li>" for line in lines)
-    return f"<div class='verdict {kind}'><strong>{escape(title)}</strong>{f'<ul>{items}</ul>' * bool(items)}</div>"
+def _verdict(summary: dict[str, Any]) -> tuple[str, str]:
+    """Whether to believe what follows, and whether it was good enough: a title and how it is coloured."""
+    failed = [one["condition"] for one in summary["fail_if"] if one["verdict"] == "fail"]
+    if summary["invalid"] and not summary["upper_bounds"]:
+        return "Invalid: these figures say nothing about the server", "bad"
+    if failed:
+        return "Failed: " + " and ".join(failed), "bad"
+    if summary["upper_bounds"]:
+        return "Generator lag: latencies are upper bounds", "warn"
+    if summary["partial"]:
+        return "Partial: the run was interrupted", "warn"
+    passed = ", and every condition passed" if summary["fail_if"] else ""
+    return f"Valid: the generator kept up{passed}", "warn" if summary["warnings"] else ""
 
 
-def _cards(summary: dict[str, Any]) -> str:
+def _cards(summary: dict[str, Any]) -> list[tuple[str, str]]:
     total = summary["total"]
-    times = [(f"{name} latency", _ms(total["latency_ms"][name])) for name in ("p50", "p99", "p99.9")]
-    cards = [
+    return [
         ("good replies", rate_text(total["ok_per_s"])),
-        *times,
+        *((f"{name} latency", _ms(total["latency_ms"][name])) for name in ("p50", "p99", "p99.9")),
         ("p99 service time", _ms(total["service_ms"]["p99"])),
         ("errors", share_text(total["error_rate"])),
     ]
-    return (
-        f"<div class='cards'>{''.join(f'<div><span>{name}</span><b>{value}</b></div>' for name, value in cards)}</div>"
-    )
 
 
-def _figures(summary: dict[str, Any]) -> str:
+def _figures(summary: dict[str, Any]) -> list[Row]:
     phases = [(f"{one['name']} ({seconds_text(one['end'] - one['begin'])})", one) for one in summary["phases"]]
-    heads = ("", "due", "2xx", "errors", "p50", "p90", "p99", "p99.9", "max", "service p99", "bytes")
     rows = [_figures_row("everything", summary["total"])]
     for title, group in (("by phase", phases), ("by kind of request", list(summary["kinds"].items()))):
         if len(group) > 1:
             rows += [(title,), *(_figures_row(name, of) for name, of in group)]
-    return _table(heads, rows, numbers=range(1, len(heads)), first_bold=True)
+    return rows
 
 
 def _figures_row(name: str, of: dict[str, Any]) -> Row:
@@ -104,25 +86,19 @@ def _figures_row(name: str, of: dict[str, Any]) -> Row:
     return [name, *rates, *times, _ms(of["service_ms"]["p99"]), bytes_text(of["bytes_per_s"]) + "/s"]
 
 
-def _failures(summary: dict[str, Any]) -> str:
-    if not summary["errors"]:
-        return ""
+def _failures(summary: dict[str, Any]) -> list[Row]:
     due = summary["total"]["offered"] or 1
-    rows = [[name, f"{count:,}", share_text(min(1.0, count / due))] for name, count in summary["errors"].items()]
-    return _table(("error", "requests", "of what was due"), rows, numbers=(1, 2))
+    return [(name, f"{count:,}", share_text(min(1.0, count / due))) for name, count in summary["errors"].items()]
 
 
-def _events(summary: dict[str, Any]) -> str:
-    if not summary["events"]:
-        return ""
-    rows = [
-        [seconds_text(one["at"]), one["name"], "done" if one["ok"] else "failed", _took(one["seconds"]), one["detail"]]
+def _events(summary: dict[str, Any]) -> list[Row]:
+    return [
+        (seconds_text(one["at"]), one["name"], "done" if one["ok"] else "failed", _took(one["seconds"]), one["detail"])
         for one in summary["events"]
     ]
-    return "<h2>Events</h2>" + _table(("at", "event", "end", "took", "detail"), rows, numbers=(0, 3))
 
 
-def _server(view: dict[str, Any]) -> str:
+def _server(view: dict[str, Any]) -> list[tuple[str, str]]:
     """What the server counted over the whole run."""
     rows = [("lookups", f"{view['lookups']:,.0f}")] if "lookups" in view else []
     rows += [(f"{name} of a lookup", _ms(view[f"{name}_ms"])) for name in ("p50", "p99") if f"{name}_ms" in view]
@@ -135,11 +111,11 @@ def _server(view: dict[str, Any]) -> str:
         rows += [(text, f"{view[name]:,.0f}")] if name in view else []
     for name, text in (("memory_max_bytes", "memory, most"), ("table_bytes_max", "tables, most")):
         rows += [(text, bytes_text(view[name]))] if name in view else []
-    return _pairs(rows) if rows else ""
+    return rows
 
 
-def _generator(found: dict[str, Any]) -> str:
-    rows = [
+def _generator(found: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
         ("engine", f"{found['engine']}, {found['processes']} processes".replace("1 processes", "1 process")),
         ("busiest process", f"{found['busy']:.0%} of a core"),
         ("ceiling", rate_text(found["ceiling"]) if found["ceiling"] else "not calibrated"),
@@ -148,46 +124,49 @@ def _generator(found: dict[str, Any]) -> str:
         ("connections lost and made again", f"{found['reconnects']:,}"),
         ("jumps of the clock", f"{found['clock_jumps']:,}"),
     ]
-    return _pairs(rows)
 
 
-def _scenario(scenario: Scenario) -> str:
-    """What was asked for, in full."""
-    left_out = ("phases", "asks", "events", "name", "api_key_file")
-    values = {f.name: getattr(scenario, f.name) for f in dataclasses.fields(scenario) if f.name not in left_out}
-    asks = [
-        [
-            ask.kind,
-            "+".join(ask.tables),
-            ask.protocol,
-            f"{ask.weight:g}",
-            _keys(ask.keys),
-            _batch(ask.batch),
-            _pinned(ask),
-        ]
-        for ask in scenario.asks
+def _requests(scenario: Scenario) -> list[Row]:
+    return [
+        (
+            spec.kind,
+            "+".join(spec.tables),
+            spec.protocol,
+            f"{spec.weight:g}",
+            _ids(spec.ids),
+            _batch(spec.batch),
+            _pinned(spec),
+        )
+        for spec in scenario.requests
     ]
-    phases = [
-        [one.name + " (warm-up)" * one.warmup, seconds_text(one.seconds), rate_text(one.rate)]
-        + ["" if one.rate_to is None else rate_text(one.rate_to)]
+
+
+def _phases(scenario: Scenario) -> list[Row]:
+    return [
+        (
+            one.name + " (warm-up)" * one.warmup,
+            seconds_text(one.seconds),
+            rate_text(one.rate),
+            "" if one.rate_to is None else rate_text(one.rate_to),
+        )
         for one in scenario.phases
     ]
-    heads = ("requests", "tables", "protocol", "weight", "keys", "ids a request", "further")
-    return (
-        _table(heads, asks, numbers=(3,))
-        + _table(("phase", "lasts", "rate", "rising or falling to"), phases, numbers=(1, 2, 3))
-        + _pairs([(name.replace("_", " "), _plain(value)) for name, value in values.items()])
-    )
 
 
-def _keys(keys: Keys) -> str:
-    among = f" of {keys.num_ids:,}" if keys.num_ids else ""
-    if keys.kind == "zipf":
-        return f"Zipf {keys.exponent:g}{among}"
-    if keys.kind == "hot":
-        return f"{share_text(keys.hot_share)} from {keys.hot_ids:,} hot ids{among}, drift {keys.drift:g} a minute"
-    if keys.kind == "replay":
-        return f"replay of {keys.column} in {keys.file}" + (f", {keys.speed:g} times as fast" * bool(keys.time_column))
+def _settings(scenario: Scenario) -> list[tuple[str, str]]:
+    left_out = ("phases", "requests", "events", "name", "api_key_file")
+    values = scenario.to_json().items()
+    return [(name.replace("_", " "), _plain(value)) for name, value in values if name not in left_out]
+
+
+def _ids(ids: IdDistribution) -> str:
+    among = f" of {ids.num_ids:,}" if ids.num_ids else ""
+    if ids.kind == "zipf":
+        return f"Zipf {ids.exponent:g}{among}"
+    if ids.kind == "hot":
+        return f"{share_text(ids.hot_share)} from {ids.hot_ids:,} hot ids{among}, drift {ids.drift:g} a minute"
+    if ids.kind == "replay":
+        return f"replay of {ids.column} in {ids.file}" + (f", {ids.speed:g} times as fast" * bool(ids.time_column))
     return f"uniform{among}"
 
 
@@ -195,50 +174,16 @@ def _batch(batch: Batch) -> str:
     if batch.kind == "fixed":
         return f"{batch.size:,}"
     if batch.kind == "uniform":
-        return f"{batch.least:,} to {batch.most:,}"
+        return f"{batch.min:,} to {batch.max:,}"
     if batch.kind == "lognormal":
-        return f"lognormal, median {batch.size:,}, sigma {batch.sigma:g}, at most {batch.most:,}"
+        return f"lognormal, median {batch.size:,}, sigma {batch.sigma:g}, at most {batch.max:,}"
     weights = batch.weights or (1.0,) * len(batch.sizes)
     return ", ".join(f"{size:,} ({weight:g})" for size, weight in zip(batch.sizes, weights, strict=True))
 
 
-def _pinned(ask: Ask) -> str:
-    pins = [f"{name} {getattr(ask, name)}" for name in ("version", "label", "release") if getattr(ask, name)]
-    return ", ".join([ask.dtype, f"missing: {ask.on_missing}", *pins])
-
-
-def _section(title: str, charts: Sequence[Chart], before: str = "") -> str:
-    if not charts and not before:
-        return ""
-    halves = "".join(_figure(chart) for chart in charts if chart.half)
-    whole = "".join(_figure(chart) for chart in charts if not chart.half)
-    return f"<h2>{escape(title)}</h2>{before}{whole}" + (f"<div class='halves'>{halves}</div>" if halves else "")
-
-
-def _figure(chart: Chart) -> str:
-    names = "".join(
-        f"<li><i class='c{color}{' dashed' * dashed}'></i>{escape(name)}</li>" for name, color, dashed in chart.legend
-    )
-    legend = f"<ul class='legend'>{names}</ul>" if names else ""
-    head = f"<h3>{escape(chart.title)}</h3><figcaption>{escape(chart.note)}</figcaption>"
-    return f"<figure>{head}<div class='wide'>{chart.svg}</div>{legend}</figure>"
-
-
-def _table(heads: Row, rows: Iterable[Row], *, numbers: Iterable[int] = (), first_bold: bool = False) -> str:
-    right = {n: " class='n'" for n in numbers}
-    head = "".join(f"<th{right.get(n, '')}>{escape(text)}</th>" for n, text in enumerate(heads))
-    body = []
-    for k, row in enumerate(rows):
-        cells = "".join(f"<td{right.get(n, '')}>{escape(text)}</td>" for n, text in enumerate(row))
-        if len(row) == 1 < len(heads):
-            cells = f"<td class='group' colspan='{len(heads)}'>{escape(row[0])}</td>"
-        body.append(f"<tr{' class=all' if first_bold and not k else ''}>{cells}</tr>")
-    return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-
-
-def _pairs(rows: Sequence[tuple[str, str]]) -> str:
-    body = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in rows)
-    return f"<dl>{body}</dl>"
+def _pinned(spec: RequestSpec) -> str:
+    pins = [f"{name} {getattr(spec, name)}" for name in ("version", "label", "release") if getattr(spec, name)]
+    return ", ".join([spec.dtype, f"missing: {spec.on_missing}", *pins])
 
 
 def _plain(value: Any) -> str:

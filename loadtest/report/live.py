@@ -6,7 +6,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
@@ -16,31 +15,29 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from loadtest.results.units import rate_text, seconds_text, time_text
+from embstore.common.progress import Silent
+from embstore.common.units import rate_text, seconds_text, time_text
 from loadtest.scenario.model import Scenario
 
 if TYPE_CHECKING:
-    from loadtest.run.worker_pool import Progress
+    from loadtest.run.progress import Progress
 
 LINE_SECONDS = 5.0
 KEPT = 60
 BARS = "▁▂▃▄▅▆▇█"
 
 
-class Silent(AbstractContextManager["Silent"]):
-    """Tells nothing. Called with each Progress of a run."""
+class Live(Silent):
+    """Called with each Progress of a run; tells nothing."""
+
+    def __enter__(self) -> Self:
+        return self
 
     def __call__(self, progress: Progress) -> None:
         """How the run stands."""
 
-    def note(self, message: str) -> None:
-        """Something worth a line of its own."""
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Nothing to end."""
-
-
-class PlainLines(Silent):
+class PlainLines(Live):
     """A line every few seconds, and when a phase begins."""
 
     def __init__(self, scenario: Scenario, stream: TextIO) -> None:
@@ -60,8 +57,8 @@ class PlainLines(Silent):
             self.note(f"{where}, {progress.phase}: warming up")
             return
         failed = ", ".join(f"{count:,} x {name}" for name, count in progress.failed.most_common(3)) or "no errors"
-        asked = asked_rate(self.scenario, progress.at)
-        got = rate_text(self.pace.got) + ("" if asked is None else f" of {rate_text(asked)}")
+        offered = offered_rate(self.scenario, progress.at)
+        got = rate_text(self.pace.got) + ("" if offered is None else f" of {rate_text(offered)}")
         times = f"p50 {_ms(progress.p50_ms)}, p99 {_ms(progress.p99_ms)}"
         self.note(f"{where}, {progress.phase}: 2xx {got}, {times}, {failed}")
 
@@ -71,7 +68,7 @@ class PlainLines(Silent):
         self.stream.flush()
 
 
-class Terminal(Silent):
+class Terminal(Live):
     """Rates, percentiles, errors and how much is left, with their recent past; gone at the end."""
 
     def __init__(self, scenario: Scenario, stream: TextIO) -> None:
@@ -103,8 +100,8 @@ class Terminal(Silent):
         rows.add_column(style="dim", no_wrap=True)
         rows.add_column(justify="right", min_width=10, no_wrap=True)
         rows.add_column(no_wrap=True, overflow="crop")
-        asked = asked_rate(self.scenario, progress.at)
-        due = "" if asked is None else f" of {rate_text(asked)} asked"
+        offered = offered_rate(self.scenario, progress.at)
+        due = "" if offered is None else f" of {rate_text(offered)}"
         rows.add_row("2xx", rate_text(pace.got), Text.assemble((sparkline(pace.rates), "green"), due))
         rows.add_row("p50", _ms(progress.p50_ms), Text(sparkline(pace.p50s), style="cyan"))
         rows.add_row("p99", _ms(progress.p99_ms), Text(sparkline(pace.p99s), style="yellow"))
@@ -156,7 +153,7 @@ def moment(progress: Progress) -> str:
     return seconds_text(round(min(progress.at, progress.seconds)))
 
 
-def asked_rate(scenario: Scenario, at: float) -> float | None:
+def offered_rate(scenario: Scenario, at: float) -> float | None:
     """Requests a second that are due in second `at`; None where no rate says that."""
     if scenario.mode == "closed" or scenario.clock is not None:
         return None
@@ -177,10 +174,10 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(BARS[min(len(BARS) - 1, int(len(BARS) * value / top))] for value in values)
 
 
-def make_live(scenario: Scenario, *, silent: bool = False, stream: TextIO | None = None) -> Silent:
+def make_live(scenario: Scenario, *, silent: bool = False, stream: TextIO | None = None) -> Live:
     """What fits: nothing when `silent`, a moving picture when the stream (stderr) is a terminal, else plain lines."""
     if silent:
-        return Silent()
+        return Live()
     stream = stream or sys.stderr
     return Terminal(scenario, stream) if stream.isatty() else PlainLines(scenario, stream)
 

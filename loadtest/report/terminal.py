@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from embstore.common.render import columns
+from embstore.common.units import bytes_text, rate_text, seconds_text, share_text, time_text
 from loadtest.results.compare import Comparison, Figure
 from loadtest.results.result import Result
 from loadtest.results.summary import to_summary
-from loadtest.results.units import bytes_text, rate_text, seconds_text, share_text, time_text
+from loadtest.search.outcome import SearchResult
 
 GOOD, BAD, WARN, SOFT = "bold green", "bold red", "yellow", "dim"
-JUDGED = {"passed": GOOD, "failed": BAD, "open": WARN}
+JUDGED = {"pass": GOOD, "fail": BAD, "inconclusive": WARN, "invalid": WARN}
 VERDICTS = {"better": GOOD, "worse": BAD, "mixed": "bold yellow"}
+IN_COLUMNS = ("p50 ", "p99 ", "error_rate ", "goodput ")
+STYLES = {"pass": "green", "fail": "red", "inconclusive": WARN, "invalid": WARN}
 VERDICT_WIDTH = len("difference")
 """The longest word of a verdict: they break between words, not inside."""
 WIDE = 100
@@ -42,7 +46,7 @@ def report(result: Result) -> RenderableType:
 
 def compared(comparison: Comparison) -> RenderableType:
     """What changed between two sides, and how sure that is."""
-    shown = table("", ">before", ">after", ">change", ">interval", "verdict")
+    shown = columns("", ">before", ">after", ">change", ">interval", "verdict")
     for one in comparison.figures:
         values = [_value(one.name, value) for value in (one.before, one.after)]
         change = "" if one.change is None else "{} {}".format(*_change(one, one.change))
@@ -55,6 +59,22 @@ def compared(comparison: Comparison) -> RenderableType:
     last = Text.assemble(("verdict: ", "bold"), (comparison.verdict, VERDICTS.get(comparison.verdict, "bold")))
     head = Text(f"{runs}; all intervals together are right in 95 % of comparisons")
     return Group(head, shown, *hanging(notes), last)
+
+
+def searched(found: SearchResult) -> RenderableType:
+    """The search as a table, its outcome below."""
+    shown = columns(">rate/s", ">p50 ms", ">p99 ms", ">errors", ">goodput/s", "run to", "SLO", "")
+    notes: dict[str, str] = {}
+    for run in found.runs:
+        times = (f"{run.rate:,.1f}", f"{run.p50_ms:.2f}", f"{run.p99_ms:.2f}", f"{run.error_rate:.2%}")
+        others = [figure for figure in run.figures if not figure.startswith(IN_COLUMNS)]
+        if run.verdict in ("inconclusive", "invalid"):  # many for one reason: said once, below, of the first of them
+            reason = re.sub(r"[\d.,]+", "", run.reason)
+            others = [notes.setdefault(reason, f"[{len(notes) + 1}] {run.reason}").split()[0]]
+        verdict = Text(run.verdict, style=STYLES[run.verdict])
+        shown.add_row(*times, f"{run.goodput:,.1f}", run.stage, verdict, Text(", ".join(others)))
+    below = [note.partition(" ") for note in notes.values()]
+    return Group(shown, *hanging([(number, "", reason) for number, _, reason in below]), Text(found.note))
 
 
 def _value(name: str, value: float | None) -> str:
@@ -90,17 +110,6 @@ def hanging(lines: Sequence[tuple[str, str, str]]) -> list[Table]:
     return [shown]
 
 
-def table(*columns: str, title: str | None = None) -> Table:
-    """An empty table; `>` in front of a column's name puts it to the right."""
-    made = Table(
-        title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    for column in columns:
-        name, right = column.lstrip(">"), column.startswith(">")
-        made.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
-    return made
-
-
 def ms(milliseconds: float | None) -> str:
     """A time of a summary as text; none when nothing was counted."""
     return "none" if milliseconds is None else time_text(milliseconds * 1e6)
@@ -121,7 +130,7 @@ class Figures:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         times = ("p50", "p90", "p99", "p99.9", "max") if options.max_width >= WIDE else ("p50", "p99", "max")
-        shown = table("", ">due", ">2xx", ">errors", *(f">{name}" for name in times), ">service\np99")
+        shown = columns("", ">due", ">2xx", ">errors", *(f">{name}" for name in times), ">service\np99")
         phases = [(f"{one['name']}, {seconds_text(one['end'] - one['begin'])}", one) for one in self.summary["phases"]]
         groups = [group for group in (phases, list(self.summary["kinds"].items())) if len(group) > 1]
         self._add(shown, "everything", self.summary["total"], times, style="bold")
@@ -139,7 +148,7 @@ class Figures:
 
 
 def _errors(summary: dict[str, Any]) -> list[RenderableType]:
-    shown = table("error", ">requests", ">of what was due")
+    shown = columns("error", ">requests", ">of what was due")
     due = summary["total"]["offered"]
     for name, count in summary["errors"].items():
         shown.add_row(Text(name, style="red"), f"{count:,}", share_text(min(1.0, count / due)) if due else "")
@@ -149,7 +158,7 @@ def _errors(summary: dict[str, Any]) -> list[RenderableType]:
 
 
 def _versions(summary: dict[str, Any]) -> Table:
-    shown = table("table", ">version", ">replies", ">first", ">last")
+    shown = columns("table", ">version", ">replies", ">first", ">last")
     for one in summary["versions"]:
         times = (seconds_text(one["first"]), seconds_text(one["last"]))
         shown.add_row(Text(one["table"]), Text(one["version"]), f"{one['count']:,}", *times)
@@ -157,7 +166,7 @@ def _versions(summary: dict[str, Any]) -> Table:
 
 
 def _events(summary: dict[str, Any]) -> Table:
-    shown = table(">at", "event", "end", ">took", "detail")
+    shown = columns(">at", "event", "end", ">took", "detail")
     for one in summary["events"]:
         end = Text("done") if one["ok"] else Text("failed", style="red")
         took = time_text(one["seconds"] * 1e9) if one["seconds"] else ""
@@ -203,7 +212,7 @@ def _verdict(summary: dict[str, Any]) -> list[RenderableType]:
     lines += [("note", WARN, line) for line in summary["warnings"]]
     found: list[RenderableType] = [*hanging(lines)]
     if summary["invalid"]:
-        late = "LATE GENERATOR: latencies are upper bounds, because"
+        late = "GENERATOR LAG: latencies are upper bounds, because"
         none = "INVALID: these figures say nothing about the server, because"
         found.append(Text(late, style=f"bold {WARN}") if summary["upper_bounds"] else Text(none, style=BAD))
         style = WARN if summary["upper_bounds"] else "red"

@@ -1,4 +1,4 @@
-"""Two sides of load tests against each other: what changed, how sure that is, and whether it is worth a word.
+"""Two sides of load tests against each other: what changed, how sure that is, and whether it is large enough to report.
 
 Seconds that follow each other are alike, so whole blocks of seconds are drawn again and again (block bootstrap, within
 each phase, the same for both sides: they had the same load). Runs differ by more than their seconds do, so with repeats
@@ -25,7 +25,7 @@ Overall = Literal["better", "worse", "mixed", "no difference seen"]
 FIGURES = ("p50", "p99", "service_p99", "goodput", "error_rate")
 CONFIDENCE = 0.95
 THRESHOLD = 0.02
-"""Less than this share is not worth a word."""
+"""Report threshold: a smaller relative change is called too small to matter."""
 THRESHOLD_RATE = 0.001
 """The same for the share of errors, of which the difference is looked at."""
 DRAWS = 1000
@@ -40,7 +40,7 @@ NOT_LOAD = {
     "": {"name", "url", "processes", "seed", "api_key_file", "insecure", "ca", "scrape", "fail_if"},
     "events": {"name", "store", "pid", "pid_file", "version"},
     "phases": {"name"},
-    "asks": {"name"},
+    "requests": {"name"},
 }
 """What of a scenario may differ: where the load goes, who makes it, what things are called."""
 
@@ -91,7 +91,7 @@ class Comparison:
         return {"verdict": self.verdict, "confidence": CONFIDENCE} | asdict(self)
 
 
-def compare(
+def compare_runs(
     before: Sequence[Result], after: Sequence[Result], *, force: bool = False, draws: int = DRAWS, seed: int = 0
 ) -> Comparison:
     """What changed from the runs `before` to the runs `after`, invalid ones left out.

@@ -22,7 +22,7 @@ class Point(NamedTuple):
 
 def steps(histogram: Histogram) -> list[tuple[int, int]]:
     """For every bucket in use, in order: its largest value (never above the largest seen), and how many it counts."""
-    return [(min(last_of(at), histogram.most), histogram.counts[at]) for at in sorted(histogram.counts)]
+    return [(min(last_of(at), histogram.max), histogram.counts[at]) for at in sorted(histogram.counts)]
 
 
 def curve(histogram: Histogram) -> Iterator[Point]:
@@ -52,10 +52,10 @@ def to_hgrm(histogram: Histogram) -> str:
     mean = histogram.mean()
     spread = sum(count * (value - mean) ** 2 for value, count in steps(histogram))
     deviation = math.sqrt(spread / histogram.num) if histogram.num else 0.0
-    halves = max(1, histogram.most.bit_length() - HALF.bit_length() + 1)
+    halves = max(1, histogram.max.bit_length() - HALF.bit_length() + 1)
     lines += [
         f"#[Mean    = {mean / 1e6:12.6f}, StdDeviation   = {deviation / 1e6:12.6f}]",
-        f"#[Max     = {histogram.most / 1e6:12.6f}, Total count    = {histogram.num:12d}]",
+        f"#[Max     = {histogram.max / 1e6:12.6f}, Total count    = {histogram.num:12d}]",
         f"#[Buckets = {halves:12d}, SubBuckets     = {2 * HALF:12d}]",
     ]
     return "\n".join(lines) + "\n"

@@ -18,12 +18,12 @@ class Histogram:
     Values below 2,048 have buckets of their own and are exact.
     """
 
-    __slots__ = ("counts", "least", "most", "num", "total")
+    __slots__ = ("counts", "max", "min", "num", "total")
 
     def __init__(self, values: Iterable[int] = ()) -> None:
         self.counts: dict[int, int] = {}
-        self.num = self.total = self.most = 0
-        self.least: int | None = None
+        self.num = self.total = self.max = 0
+        self.min: int | None = None
         for value in values:
             self.record(value)
 
@@ -37,10 +37,10 @@ class Histogram:
         counts[bucket] = counts.get(bucket, 0) + 1
         self.num += 1
         self.total += value
-        if value > self.most:
-            self.most = value
-        if self.least is None or value < self.least:
-            self.least = value
+        if value > self.max:
+            self.max = value
+        if self.min is None or value < self.min:
+            self.min = value
 
     def merge(self, other: Histogram) -> None:
         """Count everything that `other` counted, as if recorded here."""
@@ -48,9 +48,9 @@ class Histogram:
             self.counts[bucket] = self.counts.get(bucket, 0) + count
         self.num += other.num
         self.total += other.total
-        self.most = max(self.most, other.most)
-        if other.least is not None:
-            self.least = other.least if self.least is None else min(self.least, other.least)
+        self.max = max(self.max, other.max)
+        if other.min is not None:
+            self.min = other.min if self.min is None else min(self.min, other.min)
 
     def percentile(self, percent: float) -> int:
         """The least value that `percent` % of all values do not exceed; 0 when nothing was counted."""
@@ -61,7 +61,7 @@ class Histogram:
         for bucket in sorted(self.counts):
             seen += self.counts[bucket]
             if seen >= wanted:
-                return min(last_of(bucket), self.most)
+                return min(last_of(bucket), self.max)
         return 0
 
     def mean(self) -> float:
@@ -76,7 +76,7 @@ class Histogram:
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives an equal histogram."""
         buckets = [[bucket, self.counts[bucket]] for bucket in sorted(self.counts)]
-        return {"unit": "ns", "total": self.total, "least": self.least, "most": self.most, "buckets": buckets}
+        return {"unit": "ns", "total": self.total, "min": self.min, "max": self.max, "buckets": buckets}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Histogram:
@@ -84,7 +84,7 @@ class Histogram:
         made = cls()
         made.counts = {int(bucket): int(count) for bucket, count in value["buckets"]}
         made.num = sum(made.counts.values())
-        made.total, made.least, made.most = value["total"], value["least"], value["most"]
+        made.total, made.min, made.max = value["total"], value["min"], value["max"]
         return made
 
 

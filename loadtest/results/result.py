@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, get_type_hints
+
+import msgspec
 
 from loadtest.results.tally import Tally
 from loadtest.scenario.model import Scenario
@@ -86,7 +89,7 @@ class Result:
         return found
 
     def kinds(self) -> list[str]:
-        """The kinds of requests, those asked most first."""
+        """The kinds of requests, most frequent first."""
         counts: dict[str, int] = defaultdict(int)
         for (_, kind), tally in self.tallies.items():
             counts[kind] += tally.offered
@@ -115,38 +118,24 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives an equal result."""
-        return {
-            "format": FORMAT,
-            "scenario": self.scenario.to_json(),
-            "machine": self.machine,
-            "began": self.began,
-            "seconds": self.seconds,
-            "partial": self.partial,
-            "invalid": self.invalid,
-            "generator": asdict(self.generator),
-            "marks": [asdict(mark) for mark in self.marks],
-            "samples": [asdict(sample) for sample in self.samples],
-            "versions": [asdict(seen) for seen in self.versions],
-            "tallies": [
-                {"second": second, "kind": kind} | tally.to_json() for (second, kind), tally in self.tallies.items()
-            ],
-        }
+        values = {name: msgspec.to_builtins(getattr(self, name)) for name in _types()}
+        tallies = [{"second": second, "kind": kind} | tally.to_json() for (second, kind), tally in self.tallies.items()]
+        return {"format": FORMAT} | values | {"tallies": tallies}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Result:
-        """What `to_json` gave; ValueError for another format."""
+    def from_json(cls, value: Any) -> Result:
+        """What `to_json` gave; ValueError for another format, or for what is no result."""
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise ValueError(f"no result of a load test in format {FORMAT}")
-        return cls(
-            scenario=Scenario.from_json(value["scenario"]),
-            machine=value["machine"],
-            began=value["began"],
-            seconds=value["seconds"],
-            partial=value["partial"],
-            invalid=list(value["invalid"]),
-            generator=Generator(**value["generator"]),
-            marks=[Mark(**mark) for mark in value["marks"]],
-            samples=[Sample(**sample) for sample in value["samples"]],
-            versions=[Seen(**seen) for seen in value["versions"]],
-            tallies={(tally["second"], tally["kind"]): Tally.from_json(tally) for tally in value["tallies"]},
-        )
+        try:
+            values = {name: msgspec.convert(value[name], of) for name, of in _types().items()}
+        except msgspec.ValidationError as error:
+            raise ValueError(str(error)) from None
+        tallies = {(tally["second"], tally["kind"]): Tally.from_json(tally) for tally in value["tallies"]}
+        return cls(**values, tallies=tallies)
+
+
+@cache
+def _types() -> dict[str, Any]:
+    """The fields that msgspec reads and writes; tallies have a form of their own."""
+    return {name: of for name, of in get_type_hints(Result).items() if name != "tallies"}

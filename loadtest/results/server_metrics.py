@@ -119,12 +119,12 @@ def latency(samples: Sequence[Sample], percent: float) -> Curve:
 
 
 def hit_share(samples: Sequence[Sample]) -> dict[str, Curve]:
-    """Share of the ids that each tier of the cache had, over time; tiers that nobody asked are left out."""
+    """Share of the ids that each tier of the cache had, over time; tiers without requests are left out."""
     found: dict[str, Curve] = {}
     for tier in sorted({label for sample in samples for label in totals(sample, "embstore_cache_ids_total", "tier")}):
-        asked = _of_tier(samples, tier)
+        requested = _of_tier(samples, tier)
         curve = []
-        for at, _, grown in _growth(asked, "embstore_cache_ids_total", "result"):
+        for at, _, grown in _growth(requested, "embstore_cache_ids_total", "result"):
             if total := sum(grown.values()):
                 curve.append((at, grown.get("hit", 0.0) / total))
         if curve:
@@ -148,9 +148,13 @@ def view(samples: Sequence[Sample]) -> dict[str, Any]:
         return {}
     buckets = increase(samples, DURATION + "_bucket", "le")
     hits = {
-        tier: results.get("hit", 0.0) / asked
+        tier: results.get("hit", 0.0) / requested
         for tier in hit_share(samples)
-        if (asked := sum((results := increase(_of_tier(samples, tier), "embstore_cache_ids_total", "result")).values()))
+        if (
+            requested := sum(
+                (results := increase(_of_tier(samples, tier), "embstore_cache_ids_total", "result")).values()
+            )
+        )
     }
     found: dict[str, Any] = {
         "samples": len(samples),

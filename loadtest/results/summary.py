@@ -1,24 +1,26 @@
-"""What a load test found, in the few figures that people ask for first."""
+"""What a load test found, in its key figures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from loadtest.results.conditions import Condition, parse
+from embstore.common.units import share_text, time_text
+from loadtest.results.figures import figure
 from loadtest.results.histogram import Histogram
 from loadtest.results.result import Result
 from loadtest.results.server_metrics import view
 from loadtest.results.tally import Tally
-from loadtest.results.units import share_text, time_text
-from loadtest.results.validity import decides, only_late
+from loadtest.results.validity import decides, only_generator_lag
+from loadtest.scenario.conditions import Condition, parse
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 MISSING_SHARE = 0.1
-"""More ids than this that the server does not have are worth a word."""
+"""Report threshold: share of ids that the server does not have."""
 QUEUED_SHARE = 0.01
-"""More requests than this that waited for a free connection are worth a word."""
+"""Report threshold: share of requests that waited for a free connection."""
 
 
 def to_summary(result: Result) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def to_summary(result: Result) -> dict[str, Any]:
     A time is None where no 2xx reply was counted. upper_bounds: all that is wrong with the run is a late generator.
     """
     total, span = result.total(), result.seconds
-    generator, server = result.generator, view(result.samples)
+    server = view(result.samples)
     return {
         "name": result.scenario.name,
         "url": result.scenario.url,
@@ -35,7 +37,7 @@ def to_summary(result: Result) -> dict[str, Any]:
         "seconds": span,
         "partial": result.partial,
         "invalid": list(result.invalid),
-        "upper_bounds": only_late(result),
+        "upper_bounds": only_generator_lag(result),
         "warnings": warnings(result, total) + missing(server),
         "total": figures(total, span),
         "kinds": {kind: figures(result.total(kind=kind), span) for kind in result.kinds()},
@@ -45,25 +47,14 @@ def to_summary(result: Result) -> dict[str, Any]:
         ],
         "errors": dict(total.failures.most_common()),
         "retry_after": total.retry_after,
-        "versions": [
-            {"table": seen.table, "version": seen.version, "first": seen.first, "last": seen.last, "count": seen.count}
-            for seen in result.versions
-        ],
-        "events": [
-            {"at": mark.at, "name": mark.name, "detail": mark.detail, "ok": mark.ok, "seconds": mark.seconds}
-            for mark in result.marks
-        ],
+        "versions": [asdict(seen) for seen in result.versions],
+        "events": [asdict(mark) for mark in result.marks],
         "server": server,
-        "generator": {
-            "engine": generator.engine,
-            "processes": generator.processes,
-            "busy": generator.busy,
-            "ceiling": generator.ceiling,
+        "generator": asdict(result.generator)
+        | {
             "lag_p99_ms": _ms(total.lag, 99),
             "queued": total.queued.num,
             "queued_p99_ms": _ms(total.queued, 99),
-            "reconnects": generator.reconnects,
-            "clock_jumps": generator.clock_jumps,
         },
         "fail_if": [_judged(parse(text), result, total) for text in result.scenario.fail_if],
     }
@@ -121,19 +112,25 @@ def warnings(result: Result, total: Tally) -> list[str]:
 
 
 def missing(server: Mapping[str, Any]) -> list[str]:
-    """A word where the server did not have many of the ids: the load is then another one than people mean."""
+    """A warning where the server did not have many of the ids: the load is then another one than people mean."""
     found, lost = (server.get("ids", {}).get(status, 0.0) for status in ("found", "missing"))
     if lost <= MISSING_SHARE * (found + lost):
         return []
     share = share_text(lost / (found + lost))
-    return [f"the server did not have {share} of the ids: keys.file and keys.column name a file of those there are"]
+    return [f"the server did not have {share} of the ids: ids.file and ids.column name a file of those there are"]
 
 
 def _judged(condition: Condition, result: Result, total: Tally) -> dict[str, Any]:
-    """verdict: `open` where the generator may be why a condition holds, or a run says nothing."""
-    value = condition.of(total, result.seconds)
+    """verdict: `inconclusive` where generator lag may be why a condition holds, `invalid` where the run is."""
+    value = figure(condition, total, result.seconds)
     holds = condition.met_by(value)
-    verdict = ("failed" if holds else "passed") if decides(result, condition, value) else "open"
+    verdict = (
+        ("fail" if holds else "pass")
+        if decides(result, condition, value)
+        else "inconclusive"
+        if only_generator_lag(result)
+        else "invalid"
+    )
     return {
         "condition": str(condition),
         "found": condition.describe(value),
@@ -146,7 +143,7 @@ def _times(histogram: Histogram) -> dict[str, float | None]:
     times = {f"p{p:g}": _ms(histogram, p) for p in PERCENTILES}
     if not histogram.num:
         return times | {"max": None, "mean": None}
-    return times | {"max": histogram.most / 1e6, "mean": histogram.mean() / 1e6}
+    return times | {"max": histogram.max / 1e6, "mean": histogram.mean() / 1e6}
 
 
 def _ms(histogram: Histogram, percent: float) -> float | None:

@@ -9,15 +9,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import httpx
+from msgspec.structs import replace
 
-from loadtest.run import worker_pool as fleet
-from loadtest.run.plan import LoadError
+from loadtest.errors import LoadError
+from loadtest.run import worker_pool
 from loadtest.scenario.model import Phase, Scenario
-from loadtest.scenario.target import api_headers, ask_tables, tls_context
-from loadtest.workload.request_stream import Source
+from loadtest.scenario.target import api_headers, list_tables, tls_context
+from loadtest.workload.request_stream import RequestStream
 
 SECONDS, WARMUP_SECONDS = 2.0, 0.5
 NUM_REPLIES = 8
@@ -44,10 +45,10 @@ def calibrate(
     the real one gave; LoadError when that gives none. The server that does nothing speaks plain HTTP on loopback.
 
     stop: once set, this ends with KeyboardInterrupt: half a calibration is none.
-    num_ids: of every table that is asked for; without it the server is asked.
+    num_ids: of every table of the scenario; without it the server is asked.
     """
     if num_ids is None:
-        num_ids = ask_tables(scenario)
+        num_ids = list_tables(scenario)
     replies = _replies(scenario, num_ids)
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(_idle_server(replies)) for _ in range(scenario.processes)]
@@ -61,8 +62,8 @@ def _closed(
 ) -> tuple[float, float]:
     """Replies a second and the median service time in microseconds, each process with an idle server of its own."""
     phases = (Phase(name="warm-up", seconds=WARMUP_SECONDS, warmup=True), Phase(seconds=seconds))
-    asked = replace(scenario, mode="closed", phases=phases, events=())
-    result = fleet.run(asked, num_ids=num_ids, stop=stop, idle=idle)
+    closed = replace(scenario, mode="closed", phases=phases, events=())
+    result = worker_pool.run(closed, num_ids=num_ids, stop=stop, idle=idle)
     if result.partial:
         raise KeyboardInterrupt
     total = result.total()
@@ -73,16 +74,16 @@ def _closed(
 
 def _replies(scenario: Scenario, num_ids: Mapping[str, int]) -> list[bytes]:
     """Replies of the real server to the scenario's first requests, as they travel."""
-    source, found = Source(scenario, 0, 1, dict(num_ids)), []
+    source, found = RequestStream(scenario, 0, 1, dict(num_ids)), []
     url = scenario.url.rstrip("/")
     try:
         with httpx.Client(verify=tls_context(scenario), timeout=scenario.timeout, trust_env=False) as client:
             for _ in range(NUM_REPLIES):
-                asked = source.next(0.0)
-                headers = [*asked.headers, *api_headers(scenario)]
-                reply = client.request(asked.method, url + asked.target, headers=headers, content=asked.body)
+                request = source.next(0.0)
+                headers = [*request.headers, *api_headers(scenario)]
+                reply = client.request(request.method, url + request.target, headers=headers, content=request.body)
                 if reply.status_code != 200:
-                    raise LoadError(f"calibration: {asked.kind} was answered with {reply.status_code}, not 200")
+                    raise LoadError(f"calibration: {request.kind} was answered with {reply.status_code}, not 200")
                 found.append(_wire(reply))
     except httpx.HTTPError as error:
         raise LoadError(f"calibration: {scenario.url} does not answer: {error}") from error

@@ -26,40 +26,7 @@ KILL_SECONDS = 2.0
 TAIL_BYTES = 4096
 DETAIL_CHARS = 200
 
-# `embstore publish` takes files of vectors, and the rows of a compressed version are no such file; both it and
-# `embstore promote` load torch, which costs seconds of a core that may be the server's. These programs touch the store
-# only: one publishes what a version holds once more, whatever its scheme and ids, the other moves a label.
-PUBLISH = """
-import sys
-from dataclasses import replace
-from embstore.errors import EmbstoreError
-from embstore.store.local import FileStore, now
-root, table, source, label = sys.argv[1:]
-try:
-    store = FileStore(root)
-    stored = store.read_version(table, store.resolve(table, source), verify=False)
-    manifest = replace(stored.manifest, parent=stored.manifest.version, created=now())
-    with store.stage(manifest, stored.arrays) as staged, store.turn():
-        version = staged.commit()
-        store.set_label(table, label, version)
-except EmbstoreError as error:
-    sys.exit(str(error))
-print(f"version {version}, the rows of version {stored.manifest.version}, label {label}")
-"""
-PROMOTE = """
-import sys
-from embstore.errors import EmbstoreError
-from embstore.store.local import FileStore
-root, table, source, label = sys.argv[1:]
-try:
-    store = FileStore(root)
-    version = store.resolve(table, source)
-    with store.turn():
-        store.set_label(table, label, version)
-except EmbstoreError as error:
-    sys.exit(str(error))
-print(f"version {version}, label {label}")
-"""
+CHANGES = ("-m", "embstore.store.republish")
 
 
 class EventFailed(Exception):
@@ -115,8 +82,8 @@ class Events:
     def _do(self, event: Event) -> str:
         if event.kind in ("publish", "promote"):
             label = event.label or "latest"
-            program = PUBLISH if event.kind == "publish" else PROMOTE
-            return self._run([sys.executable, "-c", program, event.store, event.table, event.version or label, label])
+            where = (event.store, event.table, event.version or label, label)
+            return self._run([sys.executable, *CHANGES, event.kind, *where])
         if event.kind == "command":
             return self._run(event.command)
         if event.kind == "signal":

@@ -6,11 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from embstore.common import machine
 from loadtest.generator.recorder import SECOND
-from loadtest.results import machine
 from loadtest.results.result import Generator, Mark, Result, Seen
 from loadtest.results.tally import Tally
-from loadtest.results.validity import doubts
+from loadtest.results.validity import invalid_reasons
 from loadtest.scenario.model import Scenario
 
 
@@ -26,7 +26,7 @@ def gather(scenario: Scenario, parts: Sequence[dict[str, Any]], begin: int, ceil
     )
     result = Result(
         scenario=scenario,
-        machine=machine.describe(),
+        machine=machine.describe("httpx", "numpy", "uvloop"),
         began=time.time() + (begin - time.perf_counter_ns()) / SECOND if begin else time.time(),
         seconds=max(part["seconds"] for part in parts),
         generator=generator,
@@ -38,7 +38,7 @@ def gather(scenario: Scenario, parts: Sequence[dict[str, Any]], begin: int, ceil
         for second, kind, tally in part["tallies"]:
             result.tallies.setdefault((second, kind), Tally()).merge(Tally.from_json(tally))
     result.tallies = dict(sorted(result.tallies.items()))
-    result.invalid = doubts(result, parts)
+    result.invalid = invalid_reasons(result, parts)
     return result
 
 

@@ -98,7 +98,7 @@ class Scraper:
                 self._sample(client, now)
 
     def _sample(self, client: httpx.Client, now: Callable[[], float]) -> None:
-        asked = now()
+        at = now()
         self.tried += 1
         try:
             values = parse(_get(client, self.url))
@@ -106,7 +106,7 @@ class Scraper:
                 raise ScrapeFailed(f"no series that begins with {' or '.join(KEPT)}")
         except ScrapeFailed as error:
             self.failed += 1
-            self._first_failure = self._first_failure or Mark(at=asked, name="no metrics", detail=str(error), ok=False)
+            self._first_failure = self._first_failure or Mark(at=at, name="no metrics", detail=str(error), ok=False)
         else:
             self._samples.append(Sample(at=now(), values=values))
 

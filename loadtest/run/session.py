@@ -70,7 +70,7 @@ def load_test(
 ) -> Result:
     """Run a scenario that was checked; partial where `stop` was set before its end, LoadError where it cannot be run.
 
-    num_ids: of every table that is asked for; ceiling: what a calibration found, 0 without one.
+    num_ids: of every table of the scenario; ceiling: what a calibration found, 0 without one.
     """
     from loadtest.run.worker_pool import run
 

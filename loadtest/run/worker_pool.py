@@ -12,17 +12,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import IO, Any
 
+from msgspec.structs import replace
+
+from loadtest.errors import LoadError
 from loadtest.generator.recorder import SECOND
 from loadtest.results.result import Result
 from loadtest.run.merge import gather
-from loadtest.run.plan import LoadError
 from loadtest.run.progress import Meter, OnProgress
-from loadtest.run.progress import Progress as Progress
 from loadtest.scenario.model import Scenario
-from loadtest.scenario.target import ask_tables
+from loadtest.scenario.target import list_tables
 
 READY_SECONDS = 120.0
 OVERTIME_SECONDS = 30.0
@@ -49,19 +49,19 @@ def run(
     stop: once set, the run ends early and what was found is returned as `partial`. So it does at SIGINT where that has
         no handler of somebody else's; a second one is a KeyboardInterrupt.
     ceiling: requests a second that a calibration found, 0 without one.
-    num_ids: of every table that is asked for; without it the server is asked.
+    num_ids: of every table of the scenario; without it the server is asked.
     idle: addresses, one for each process, of servers whose replies need not be answers to their requests.
     """
     if not 1 <= scenario.processes <= scenario.connections:
         raise LoadError(f"{scenario.connections} connections cannot be shared by {scenario.processes} processes")
-    tables = ask_tables(scenario) if num_ids is None else dict(num_ids)
+    tables = list_tables(scenario) if num_ids is None else dict(num_ids)
     stop = stop or threading.Event()
-    with _catch_interrupt() as interrupted, Fleet(scenario, tables, idle) as fleet:
-        fleet.wait(stop, interrupted, on_progress, on_begin)
-    return gather(scenario, list(fleet.results.values()), fleet.begin, ceiling)
+    with _catch_interrupt() as interrupted, WorkerPool(scenario, tables, idle) as pool:
+        pool.wait(stop, interrupted, on_progress, on_begin)
+    return gather(scenario, list(pool.results.values()), pool.begin, ceiling)
 
 
-class Fleet:
+class WorkerPool:
     """The processes of one run."""
 
     def __init__(self, scenario: Scenario, num_ids: Mapping[str, int], idle: Sequence[str] = ()) -> None:
@@ -74,7 +74,7 @@ class Fleet:
         self.readers: list[threading.Thread] = []
         self.meter = Meter(scenario)
 
-    def __enter__(self) -> Fleet:
+    def __enter__(self) -> WorkerPool:
         try:
             for share in range(self.num):
                 self._start(share)

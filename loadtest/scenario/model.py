@@ -1,28 +1,33 @@
-"""A load test as plain values: where, what is asked, when, what happens meanwhile. `toml_file` reads it from a file."""
+"""A load test as plain values: target, requests, schedule, events. `toml` reads it from a file."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+from msgspec import Meta, Struct
+
+from loadtest.scenario.decode import decode
 
 Protocol = Literal["octet", "json", "infer"]
-Engine = Literal["httpx", "raw"]
-PROTOCOLS: tuple[str, ...] = get_args(Protocol)
-ENGINES: tuple[str, ...] = get_args(Engine)
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0, lt=1e12)]
+NotNegative = Annotated[float, Meta(ge=0, lt=1e12)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Rate = Annotated[float, Meta(ge=0, le=10_000_000)]
+Size = Annotated[int, Meta(ge=1)]
+Name = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\\Z")]
+OptionalName = Annotated[str, Meta(pattern="^([A-Za-z0-9][A-Za-z0-9_.-]{0,127})?\\Z")]
+OptionalNumber = Annotated[str, Meta(pattern="^([1-9][0-9]{0,17})?\\Z")]
 
 
-class ScenarioError(ValueError):
-    """A scenario that cannot be run; the message is one line and names the field."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Keys:
-    """Which ids are asked for.
+class IdDistribution(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which ids requests have.
 
     kind: `zipf` (the k-th most frequent id with probability ~ k ** -exponent), `uniform`, `hot` (a share `hot_share`
         of the accesses goes to `hot_ids` ids, and that set moves on by `drift` of its size a minute), or `replay`.
     num_ids: ids are drawn from [0, num_ids); 0: as many as the server says that the table has.
-    file, column: a Parquet file and its column of ids, integers or strings. `replay` asks for them in their order;
+    file, column: a Parquet file and its column of ids, integers or strings. `replay` sends them in their order;
         the other kinds draw from the different ones there are, for tables whose ids are no range.
     as_recorded: replay integers even when they lie beyond the table's; else they are then numbered anew.
     time_column, speed: for `replay`: a column of times in milliseconds; requests are due when it says, `speed` times
@@ -30,50 +35,48 @@ class Keys:
     """
 
     kind: Literal["zipf", "uniform", "hot", "replay"] = "zipf"
-    num_ids: int = 0
-    exponent: float = 1.05
-    hot_ids: int = 1000
-    hot_share: float = 0.9
-    drift: float = 0.0
+    num_ids: Count = 0
+    exponent: NotNegative = 1.05
+    hot_ids: Size = 1000
+    hot_share: Share = 0.9
+    drift: NotNegative = 0.0
     file: str = ""
-    column: str = "item_id"
+    column: Annotated[str, Meta(min_length=1)] = "item_id"
     as_recorded: bool = False
     time_column: str = ""
-    speed: float = 1.0
+    speed: Positive = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """How many ids a request has: `fixed` (`size`), `uniform` (`least` to `most`), `lognormal` (median `size`, sigma,
-    cut at `most`), or `choice` (`sizes` with `weights`)."""
+class Batch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many ids a request has: `fixed` (`size`), `uniform` (`min` to `max`), `lognormal` (median `size`, sigma,
+    cut at `max`), or `choice` (`sizes` with `weights`)."""
 
     kind: Literal["fixed", "uniform", "lognormal", "choice"] = "fixed"
-    size: int = 100
-    least: int = 1
-    most: int = 4096
-    sigma: float = 1.0
-    sizes: tuple[int, ...] = ()
-    weights: tuple[float, ...] = ()
+    size: Size = 100
+    min: Size = 1
+    max: Size = 4096
+    sigma: NotNegative = 1.0
+    sizes: tuple[Size, ...] = ()
+    weights: tuple[NotNegative, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ask:
+class RequestSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One kind of request and its share of all: `weight` against the weights of the others.
 
     tables: one name: a lookup of that table; several: all of them in one request, each with ids of its own.
     version, label: of one table; release: of several. Empty: the newest. name: what reports call it.
     """
 
-    tables: tuple[str, ...] = ("item",)
+    tables: Annotated[tuple[Name, ...], Meta(min_length=1)] = ("item",)
     protocol: Protocol = "octet"
-    weight: float = 1.0
-    keys: Keys = Keys()
+    weight: NotNegative = 1.0
+    ids: IdDistribution = IdDistribution()
     batch: Batch = Batch()
-    dtype: str = "float32"
-    on_missing: str = "zero"
-    version: str = ""
-    label: str = ""
-    release: str = ""
+    dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
+    on_missing: Literal["zero", "default", "error", "hash"] = "zero"
+    version: OptionalNumber = ""
+    label: OptionalName = ""
+    release: OptionalNumber = ""
     name: str = ""
 
     @property
@@ -82,8 +85,7 @@ class Ask:
         return self.name or f"{self.protocol} {'+'.join(self.tables)}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Phase:
+class Phase(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of the schedule: requests a second go evenly from `rate` to `rate_to` (None: they stay).
 
     warmup: the same load, but not part of the figures; only at the beginning. rate 0: nothing is sent.
@@ -91,14 +93,13 @@ class Phase:
     """
 
     name: str = "load"
-    seconds: float = 10.0
-    rate: float = 100.0
-    rate_to: float | None = None
+    seconds: Positive = 10.0
+    rate: Rate = 100.0
+    rate_to: Rate | None = None
     warmup: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Event:
+class Event(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something that happens `at` seconds after the measurement began.
 
     kind: `publish` (a further version of `table` in `store`, with the same rows), `promote` (label, version),
@@ -106,7 +107,7 @@ class Event:
         arguments, no shell), or `mark` (nothing; a line in the plots).
     """
 
-    at: float
+    at: NotNegative
     kind: Literal["publish", "promote", "signal", "command", "mark"] = "mark"
     name: str = ""
     store: str = ""
@@ -114,13 +115,12 @@ class Event:
     label: str = ""
     version: str = ""
     signal: str = "SIGKILL"
-    pid: int = 0
+    pid: Count = 0
     pid_file: str = ""
     command: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scenario:
+class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole load test.
 
     mode: `open`: requests are due on a schedule, whatever the server does, and latency runs from when they were due;
@@ -133,16 +133,16 @@ class Scenario:
 
     name: str = "load test"
     url: str = "http://127.0.0.1:8000"
-    engine: Engine = "httpx"
+    engine: Literal["httpx", "raw"] = "httpx"
     mode: Literal["open", "closed"] = "open"
     arrivals: Literal["poisson", "constant"] = "poisson"
-    phases: tuple[Phase, ...] = (Phase(),)
-    asks: tuple[Ask, ...] = (Ask(),)
+    phases: Annotated[tuple[Phase, ...], Meta(min_length=1)] = (Phase(),)
+    requests: Annotated[tuple[RequestSpec, ...], Meta(min_length=1)] = (RequestSpec(),)
     events: tuple[Event, ...] = ()
-    connections: int = 64
-    processes: int = 1
-    timeout: float = 5.0
-    seed: int = 0
+    connections: Size = 64
+    processes: Size = 1
+    timeout: Positive = 5.0
+    seed: Count = 0
     api_key_file: str = ""
     insecure: bool = False
     ca: str = ""
@@ -160,27 +160,17 @@ class Scenario:
         return sum(phase.seconds for phase in self.phases if not phase.warmup)
 
     @property
-    def clock(self) -> Ask | None:
-        """The ask whose recording says when requests are due, where one does."""
-        timed = [ask for ask in self.asks if ask.keys.kind == "replay" and ask.keys.time_column]
+    def clock(self) -> RequestSpec | None:
+        """The spec whose recording says when requests are due, where one does."""
+        timed = [spec for spec in self.requests if spec.ids.kind == "replay" and spec.ids.time_column]
         return timed[0] if timed else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives an equal scenario."""
-        return asdict(self)
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return values
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Scenario:
-        """What `to_json` gave, also after a trip through JSON (lists for tuples)."""
-        asks = [
-            Ask(**_tuples(ask) | {"keys": Keys(**ask["keys"]), "batch": Batch(**_tuples(ask["batch"]))})
-            for ask in value["asks"]
-        ]
-        phases = [Phase(**phase) for phase in value["phases"]]
-        events = [Event(**_tuples(event)) for event in value["events"]]
-        parts = {"asks": tuple(asks), "phases": tuple(phases), "events": tuple(events)}
-        return cls(**_tuples(value) | parts)
-
-
-def _tuples(value: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(of) if isinstance(of, list) else of for name, of in value.items()}
+    def from_json(cls, values: Any) -> Self:
+        """What `to_json` gave, also after a trip through JSON; ScenarioError names a field that is wrong."""
+        return decode(values, cls)

@@ -9,8 +9,10 @@ from typing import Any
 
 import httpx
 
-from loadtest.run.plan import LoadError
-from loadtest.scenario.model import Scenario, ScenarioError
+from embstore.common.api_keys import read_api_keys
+from embstore.errors import ConfigError
+from loadtest.errors import LoadError, ScenarioError
+from loadtest.scenario.model import Scenario
 
 ASK_SECONDS = 10.0
 
@@ -20,15 +22,9 @@ def api_headers(scenario: Scenario) -> list[tuple[str, str]]:
     if not scenario.api_key_file:
         return []
     try:
-        lines = Path(scenario.api_key_file).read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise LoadError(f"api_key_file: cannot read {scenario.api_key_file}: {_reason(error)}") from error
-    keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if not keys:
-        raise LoadError(f"api_key_file: there is no key in {scenario.api_key_file}")
-    if not (keys[0].isascii() and keys[0].isprintable()):
-        raise LoadError(f"api_key_file: the key in {scenario.api_key_file} must be of printable ASCII characters")
-    return [("x-api-key", keys[0])]
+        return [("x-api-key", read_api_keys(Path(scenario.api_key_file))[0])]
+    except ConfigError as error:
+        raise LoadError(f"api_key_file: {error}") from error
 
 
 def tls_context(scenario: Scenario) -> ssl.SSLContext:
@@ -43,7 +39,7 @@ def tls_context(scenario: Scenario) -> ssl.SSLContext:
     return context
 
 
-def ask_tables(scenario: Scenario) -> dict[str, int]:
+def list_tables(scenario: Scenario) -> dict[str, int]:
     """Number of ids of every table that the scenario asks for; LoadError when the server is not there, or not ready
     for it, ScenarioError when the tables are too small, in one line that says what to do."""
     url = f"{scenario.url.rstrip('/')}/v1/tables"
@@ -65,26 +61,28 @@ def ask_tables(scenario: Scenario) -> dict[str, int]:
         of_strings = {name for name, table in listed.items() if table.get("id_space") == "string"}
     except (ValueError, KeyError, TypeError):
         raise LoadError(f"GET {url}: the reply is no list of tables; is this an embstore server?") from None
-    wanted = {table for ask in scenario.asks for table in ask.tables}
+    wanted = {table for spec in scenario.requests for table in spec.tables}
     if unknown := sorted(wanted - found.keys()):
         raise LoadError(f"the server has no table {', '.join(unknown)}; it has {', '.join(sorted(found)) or 'none'}")
-    for at, ask in enumerate(scenario.asks):
-        if (strings := of_strings.intersection(ask.tables)) and not ask.keys.file:
+    for at, spec in enumerate(scenario.requests):
+        if (strings := of_strings.intersection(spec.tables)) and not spec.ids.file:
             raise ScenarioError(_needs_file(scenario, at, min(strings), sorted(found.keys() - of_strings)))
-        least = min(ask.keys.num_ids or found[table] for table in ask.tables)
-        if ask.keys.kind == "hot" and not ask.keys.file and 0 < least <= ask.keys.hot_ids:
-            raise ScenarioError(f"asks.{at}.keys.hot_ids must be below the {least:,} ids, got {ask.keys.hot_ids:,}")
+        least = min(spec.ids.num_ids or found[table] for table in spec.tables)
+        if spec.ids.kind == "hot" and not spec.ids.file and 0 < least <= spec.ids.hot_ids:
+            raise ScenarioError(f"requests.{at}.ids.hot_ids must be below the {least:,} ids, got {spec.ids.hot_ids:,}")
     return {table: found[table] for table in wanted}
 
 
 def _needs_file(scenario: Scenario, at: int, table: str, others: Sequence[str]) -> str:
     """What to do about a table whose ids nobody can make up, on the command line too."""
-    flags = [f"--set asks.{at}.keys.file=FILE", f"--set asks.{at}.keys.column=NAME"]
-    flags += [f"--set asks.{at}.protocol=json"] * (scenario.asks[at].protocol == "octet")  # octet carries integers
-    other = "--table " if len(scenario.asks) == 1 else f"--set asks.{at}.tables="
-    another = f"; or ask another table: {other}{others[0]}" if others else ""
+    flags = [f"--set requests.{at}.ids.file=FILE", f"--set requests.{at}.ids.column=NAME"]
+    flags += [f"--set requests.{at}.protocol=json"] * (
+        scenario.requests[at].protocol == "octet"
+    )  # octet carries integers
+    other = "--table " if len(scenario.requests) == 1 else f"--set requests.{at}.tables="
+    another = f"; or use another table: {other}{others[0]}" if others else ""
     return (
-        f"asks.{at}.keys.file: the ids of table {table} are strings: name a Parquet file that holds some, and its "
+        f"requests.{at}.ids.file: the ids of table {table} are strings: name a Parquet file that holds some, and its "
         f"column of them ({' '.join(flags)}){another}"
     )
 

@@ -2,8 +2,8 @@
 
 A rate keeps the SLO when more than half of its runs do. One run is enough to double or halve a rate; between the two
 ends the search judges each rate by the majority of a few. It ends with two close rates, one that keeps the SLO and one
-that breaks it. Chance had a hand in choosing both, so fresh runs then decide how sure that is (`chance_kept`); an end
-that they do not confirm moves outwards. The limit lies in between, about where the fewest of all runs contradict it.
+that breaks it. Chance had a hand in choosing both, so fresh runs then decide how sure that is; an end that they do not
+confirm moves outwards. The limit lies in between, about where the fewest of all runs contradict it.
 Runs that are invalid are evidence of nothing, neither for the server nor against it. One whose only fault is a late
 generator keeps an SLO that it meets, since lag only makes latencies longer; where it does not, nobody knows, and it
 counts against whatever is claimed of its rate: left out, only the runs that suit the server would be counted.
@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
-from loadtest.results.conditions import Condition, parse
+from msgspec.structs import replace
+
+from loadtest.errors import LoadError, ScenarioError
+from loadtest.results.figures import figure
 from loadtest.results.result import Result
-from loadtest.results.validity import only_late
-from loadtest.run.plan import LoadError
-from loadtest.scenario.model import Scenario, ScenarioError
-from loadtest.search.outcome import VERDICTS, Found, Limit, Stage, Tried, Verdict, describe
+from loadtest.results.validity import only_generator_lag
+from loadtest.scenario.conditions import Condition, parse
+from loadtest.scenario.model import Scenario
+from loadtest.search.outcome import VERDICTS, Limit, SearchResult, Stage, Trial, Verdict, describe
 
 CONFIRMED = 0.95
 """A rate is confirmed when its fresh runs leave this probability: four of four, or six of seven."""
@@ -37,13 +40,13 @@ INVALID_RUNS = 3
 class Limits:
     """How a search goes: bisected by the majority of `repeats` runs, until two rates are within `tolerance`.
 
-    least, most: no rate outside is tried. runs: no more of them. cool_down: seconds between runs.
+    min_rate, max_rate: no rate outside is tried. runs: no more of them. cool_down: seconds between runs.
     """
 
     repeats: int = 3
     tolerance: float = 0.025
-    least: float = 1.0
-    most: float = 1e6
+    min_rate: float = 1.0
+    max_rate: float = 1e6
     runs: int = 200
     cool_down: float = 1.0
 
@@ -55,8 +58,8 @@ def find_max(
     run: Callable[[Scenario], Result],
     pause: Callable[[float], object],
     limits: Limits = Limits(),
-    on_tried: Callable[[Tried], object] | None = None,
-) -> Found:
+    on_tried: Callable[[Trial], object] | None = None,
+) -> SearchResult:
     """Search from the scenario's highest rate, all its rates in proportion; `run` makes a run, `pause` waits.
 
     A LoadError of the first run is raised; of a later one it ends the search, and what was found so far is kept.
@@ -64,16 +67,16 @@ def find_max(
     start = peak_rate(scenario)
     if not slo:
         raise ScenarioError("a search for the highest rate needs an SLO, for example p99<10ms")
-    if not limits.least <= start <= limits.most:
+    if not limits.min_rate <= start <= limits.max_rate:
         raise ScenarioError(
-            f"a search begins between {limits.least:g} and {limits.most:g} requests/s, not at {start:g}"
+            f"a search begins between {limits.min_rate:g} and {limits.max_rate:g} requests/s, not at {start:g}"
         )
     search = _Search(scenario, slo, run, pause, limits, on_tried)
     try:
         search.bracket(start)
         while True:
             search.bisect()
-            if search.confirm():
+            if search.confirm_ends():
                 break
     except _Ended as ended:
         search.found.limit = ended.limit
@@ -83,8 +86,8 @@ def find_max(
         if not search.found.runs:
             raise
         search.found.limit, search.found.failure = "failed", str(error)
-    search.found.rate = _least_contradicted(search.found)
-    search.found.note = describe(search.found, least=limits.least, most=limits.most)
+    search.found.rate = _best_boundary(search.found)
+    search.found.note = describe(search.found, min_rate=limits.min_rate, max_rate=limits.max_rate)
     return search.found
 
 
@@ -94,13 +97,13 @@ def whole_slo(slo: Sequence[Condition]) -> list[Condition]:
     return list(slo) if looks else [*slo, parse("error_rate<1%")]
 
 
-def chance_kept(kept: int, broken: int) -> float:
+def pass_probability(passed: int, failed: int) -> float:
     """Probability that more than half of all runs keep the SLO, after these; every share was as likely before.
 
-    The upper half of a Beta(1 + kept, 1 + broken): a sum of binomial terms.
+    The upper half of a Beta(1 + passed, 1 + failed): a sum of binomial terms.
     """
-    runs = kept + broken + 1
-    return sum(math.comb(runs, k) for k in range(kept + 1)) / float(2**runs)
+    runs = passed + failed + 1
+    return sum(math.comb(runs, k) for k in range(passed + 1)) / float(2**runs)
 
 
 def peak_rate(scenario: Scenario) -> float:
@@ -109,8 +112,10 @@ def peak_rate(scenario: Scenario) -> float:
         raise ScenarioError(
             "mode: a search for the highest rate needs an open loop: in a closed one the server sets it"
         )
-    if any(ask.keys.kind == "replay" and ask.keys.time_column for ask in scenario.asks):
-        raise ScenarioError("asks: a recording with times has its own rate: leave out time_column to search for one")
+    if any(spec.ids.kind == "replay" and spec.ids.time_column for spec in scenario.requests):
+        raise ScenarioError(
+            "requests: a recording with times has its own rate: leave out time_column to search for one"
+        )
     peak = max(max(phase.rate, phase.rate_to or 0.0) for phase in scenario.phases)
     if peak <= 0:
         raise ScenarioError("phases: a search for the highest rate needs a rate above 0 to begin with")
@@ -144,132 +149,132 @@ class _Search:
         run: Callable[[Scenario], Result],
         pause: Callable[[float], object],
         limits: Limits,
-        on_tried: Callable[[Tried], object] | None,
+        on_tried: Callable[[Trial], object] | None,
     ) -> None:
         self.scenario, self.slo, self.run, self.pause = scenario, slo, run, pause
         self.limits, self.on_tried = limits, on_tried
-        self.found = Found(slo=[str(condition) for condition in slo])
-        self.cannot: float | None = None
+        self.found = SearchResult(slo=[str(condition) for condition in slo])
+        self.unreachable: float | None = None
         """The lowest rate that the generator cannot make, where it lies above all that keep the SLO."""
-        self.low_chance = self.high_chance = 0.0
+        self.low_confidence = self.high_confidence = 0.0
 
     def bracket(self, start: float) -> None:
         """Double the rate until it is too much, or halve it until it is not: by one run each, fresh ones confirm."""
         rate = start
-        while (verdict := self.glance(rate)) == "kept" and rate < self.limits.most:
-            self.settle(rate, verdict)
-            rate = min(rate * 2, self.limits.most)
-        self.settle(rate, verdict)
-        while not self.found.low and rate > self.limits.least:
-            rate = max(rate / 2, self.limits.least)
-            self.settle(rate, self.glance(rate))
+        while (verdict := self.first_valid_run(rate)) == "pass" and rate < self.limits.max_rate:
+            self.narrow(rate, verdict)
+            rate = min(rate * 2, self.limits.max_rate)
+        self.narrow(rate, verdict)
+        while not self.found.low and rate > self.limits.min_rate:
+            rate = max(rate / 2, self.limits.min_rate)
+            self.narrow(rate, self.first_valid_run(rate))
 
     def bisect(self) -> None:
         """Halve the ratio between the two rates until it is small."""
-        while self.found.low and (top := min(filter(None, (self.found.high, self.cannot)), default=None)):
+        while self.found.low and (top := min(filter(None, (self.found.high, self.unreachable)), default=None)):
             if top <= self.found.low * (1 + self.limits.tolerance):
                 return
             rate = math.sqrt(self.found.low * top)
-            self.settle(rate, self.judge(rate))
+            self.narrow(rate, self.majority(rate))
 
-    def settle(self, rate: float, verdict: Verdict) -> None:
+    def narrow(self, rate: float, verdict: Verdict) -> None:
         """Move the end that a verdict is about, and forget a rate that could not be made where it is in no way now."""
-        if verdict == "kept":
+        if verdict == "pass":
             self.found.low = rate
-        elif verdict == "broken":
+        elif verdict == "fail":
             self.found.high = rate
         else:
-            self.cannot = rate
+            self.unreachable = rate
             return
-        if self.cannot and (self.cannot <= rate) == (verdict == "kept"):
-            self.cannot = None
+        if self.unreachable and (self.unreachable <= rate) == (verdict == "pass"):
+            self.unreachable = None
 
-    def glance(self, rate: float) -> Verdict:
+    def first_valid_run(self, rate: float) -> Verdict:
         """What the first valid run says. One that a late generator left open takes several that keep the SLO to make
         good: passed over, only the runs that suit the server would be looked at.
         """
         counts: dict[Verdict, int] = dict.fromkeys(VERDICTS, 0)
         while True:
             self.count(counts, rate, "search")
-            if counts["broken"]:
-                return "broken"
-            if counts["kept"] == (self.limits.repeats if counts["late"] else 1):
-                return "kept"
-            if counts["late"] > 1 or counts["unknown"] == INVALID_RUNS:
-                return "unknown"
+            if counts["fail"]:
+                return "fail"
+            if counts["pass"] == (self.limits.repeats if counts["inconclusive"] else 1):
+                return "pass"
+            if counts["inconclusive"] > 1 or counts["invalid"] == INVALID_RUNS:
+                return "invalid"
 
-    def judge(self, rate: float) -> Verdict:
+    def majority(self, rate: float) -> Verdict:
         """The majority of a few runs, no more of them than it takes."""
         counts: dict[Verdict, int] = dict.fromkeys(VERDICTS, 0)
         wanted: int = self.limits.repeats // 2 + 1
         while True:
             self.count(counts, rate, "search")
-            if wanted in (counts["kept"], counts["broken"]):
-                return "kept" if counts["kept"] == wanted else "broken"
-            judged = counts["kept"] + counts["broken"] + counts["late"]
-            if counts["unknown"] == INVALID_RUNS or judged == self.limits.repeats:
-                return "unknown"
+            if wanted in (counts["pass"], counts["fail"]):
+                return "pass" if counts["pass"] == wanted else "fail"
+            judged = counts["pass"] + counts["fail"] + counts["inconclusive"]
+            if counts["invalid"] == INVALID_RUNS or judged == self.limits.repeats:
+                return "invalid"
 
-    def confirm(self) -> bool:
+    def confirm_ends(self) -> bool:
         """Fresh runs at both ends; an end that they do not confirm moves outwards. False: too far for an answer."""
         found, limits = self.found, self.limits
         low, high = found.low, found.high
-        self.low_chance = self.high_chance = 0.0
+        self.low_confidence = self.high_confidence = 0.0
         step = 1 + limits.tolerance
-        while found.low and not self.low_chance:
-            rate, step = found.low, self.learn(found.low, step)
-            if not self.low_chance:
-                found.low = max(rate / step, limits.least) if rate > limits.least else 0.0
+        while found.low and not self.low_confidence:
+            rate, step = found.low, self.confirm(found.low, step)
+            if not self.low_confidence:
+                found.low = max(rate / step, limits.min_rate) if rate > limits.min_rate else 0.0
         step = 1 + limits.tolerance
-        while found.high and not self.high_chance:
-            rate, step = found.high, self.learn(found.high, step)
-            if found.high and not self.high_chance:
-                found.high = min(rate * step, limits.most) if rate < limits.most else None
+        while found.high and not self.high_confidence:
+            rate, step = found.high, self.confirm(found.high, step)
+            if found.high and not self.high_confidence:
+                found.high = min(rate * step, limits.max_rate) if rate < limits.max_rate else None
         if (low and found.low and low > found.low * FAR) or (high and found.high and found.high > high * FAR):
             return False
-        if self.cannot:
+        if self.unreachable:
             found.limit = "generator"
         elif not found.high:
             found.limit = "highest"
         elif not found.low:
             found.limit = "lowest"
-        found.confidence = (self.low_chance if found.low else 1.0) * (self.high_chance if found.high else 1.0)
+        found.confidence = (self.low_confidence if found.low else 1.0) * (self.high_confidence if found.high else 1.0)
         return True
 
-    def learn(self, rate: float, step: float) -> float:
+    def confirm(self, rate: float, step: float) -> float:
         """Fresh runs of a rate, until they are clear, and what that means for the ends; the next step outwards."""
         counts: dict[Verdict, int] = dict.fromkeys(VERDICTS, 0)
         while True:
             self.count(counts, rate, "confirm")
-            if counts["unknown"] == INVALID_RUNS:
+            if counts["invalid"] == INVALID_RUNS:
                 if rate == self.found.high:
-                    self.unmade(rate)
+                    self.drop_upper_bound(rate)
                 return step * step
-            kept, broken, late = counts["kept"], counts["broken"], counts["late"]
-            if (chance := chance_kept(kept, broken + late)) >= CONFIRMED:
-                self.settle(rate, "kept")
-                self.low_chance = chance
+            passed, failed, inconclusive = counts["pass"], counts["fail"], counts["inconclusive"]
+            if (chance := pass_probability(passed, failed + inconclusive)) >= CONFIRMED:
+                self.narrow(rate, "pass")
+                self.low_confidence = chance
                 return step * step
-            if (chance := 1 - chance_kept(kept + late, broken)) >= CONFIRMED:
-                self.settle(rate, "broken")
-                self.high_chance = chance
+            if (chance := 1 - pass_probability(passed + inconclusive, failed)) >= CONFIRMED:
+                self.narrow(rate, "fail")
+                self.high_confidence = chance
                 return step * step
-            if min(kept, broken) + late > CONTRARY_RUNS:
+            if min(passed, failed) + inconclusive > CONTRARY_RUNS:
                 return float(step**1.5)
 
-    def unmade(self, rate: float) -> None:
+    def drop_upper_bound(self, rate: float) -> None:
         """The upper end cannot be made any more: what was seen of it before has to do, if that says anything."""
         verdicts = [run.verdict for run in self.found.runs if run.rate == rate]
-        kept, broken = verdicts.count("kept") + verdicts.count("late"), verdicts.count("broken")
-        if broken > kept:
-            self.high_chance = 1 - chance_kept(kept, broken)
+        passed, failed = verdicts.count("pass") + verdicts.count("inconclusive"), verdicts.count("fail")
+        if failed > passed:
+            self.high_confidence = 1 - pass_probability(passed, failed)
         else:
-            self.found.high, self.cannot = None, rate
+            self.found.high, self.unreachable = None, rate
 
     def count(self, counts: dict[Verdict, int], rate: float, stage: Stage) -> None:
         """One more run of a rate; invalid ones count only in a row."""
         verdict = self.once(rate, stage)
-        counts["unknown"] *= verdict == "unknown"
+        counts["invalid"] *= verdict == "invalid"
         counts[verdict] += 1
 
     def once(self, rate: float, stage: Stage) -> Verdict:
@@ -283,15 +288,15 @@ class _Search:
         if result.partial:
             raise _Ended("interrupted")
         total = result.total()
-        values = [condition.of(total, result.seconds) for condition in self.slo]
+        values = [figure(condition, total, result.seconds) for condition in self.slo]
         pairs = list(zip(self.slo, values, strict=True))
-        verdict: Verdict = "kept" if all(condition.met_by(value) for condition, value in pairs) else "broken"
-        if only_late(result):
-            sure = verdict == "kept" and all(condition.sure(value) for condition, value in pairs)
-            verdict = "kept" if sure else "late"
+        verdict: Verdict = "pass" if all(condition.met_by(value) for condition, value in pairs) else "fail"
+        if only_generator_lag(result):
+            sure = verdict == "pass" and all(condition.sure(value) for condition, value in pairs)
+            verdict = "pass" if sure else "inconclusive"
         elif result.invalid:
-            verdict = "unknown"
-        tried = Tried(
+            verdict = "invalid"
+        tried = Trial(
             rate=rate,
             stage=stage,
             verdict=verdict,
@@ -308,13 +313,13 @@ class _Search:
         return verdict
 
 
-def _least_contradicted(found: Found) -> float:
+def _best_boundary(found: SearchResult) -> float:
     """The rate between the two ends that the fewest runs contradict: broken below it, or kept from it on."""
     if not found.low or not found.high:
         return found.low
-    runs = [run for run in found.runs if run.verdict in ("kept", "broken")]
+    runs = [run for run in found.runs if run.verdict in ("pass", "fail")]
     ends = sorted({found.low, found.high, *(run.rate for run in runs if found.low < run.rate < found.high)})
     gaps = list(pairwise(ends))
-    wrong = [sum((run.rate <= low) != (run.verdict == "kept") for run in runs) for low, _ in gaps]
+    wrong = [sum((run.rate <= low) != (run.verdict == "pass") for run in runs) for low, _ in gaps]
     best = [gap for gap, count in zip(gaps, wrong, strict=True) if count == min(wrong)]
     return math.sqrt(best[0][0] * best[-1][1])

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-Verdict = Literal["kept", "broken", "late", "unknown"]
-"""`late`: it may have been the generator that was late; `unknown`: the run is invalid otherwise."""
+Verdict = Literal["pass", "fail", "inconclusive", "invalid"]
+"""`inconclusive`: generator lag may be the reason; `invalid`: the run is invalid for another one."""
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 Stage = Literal["search", "confirm"]
 Limit = Literal["", "lowest", "highest", "generator", "runs", "failed", "interrupted"]
-IN_COLUMNS = ("p50 ", "p99 ", "error_rate ", "goodput ")
-STYLES = {"kept": "green", "broken": "red", "late": "yellow", "unknown": "yellow"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tried:
+class Trial:
     """One run: to `search` or to `confirm`; figures: what each condition looked at; reason: why the run is invalid."""
 
     rate: float
@@ -32,7 +29,7 @@ class Tried:
 
 
 @dataclass(kw_only=True)
-class Found:
+class SearchResult:
     """What a search found.
 
     low: a rate that keeps the SLO (0: none was found), high: one that breaks it (None: none was found), rate: about
@@ -50,64 +47,39 @@ class Found:
     limit: Limit = ""
     failure: str = ""
     note: str = ""
-    runs: list[Tried] = field(default_factory=list)
+    runs: list[Trial] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
 
 
-def describe(found: Found, *, least: float, most: float) -> str:
-    """What was found among rates from `least` to `most`, in a sentence."""
+def describe(found: SearchResult, *, min_rate: float, max_rate: float) -> str:
+    """What was found among rates from `min_rate` to `max_rate`, in a sentence."""
     slo, sure = " and ".join(found.slo), f"(confidence {math.floor(100 * found.confidence)} %)"
     low, high = (f"{_rate(rate or 0.0)} requests/s" for rate in (found.low, found.high))
     if found.limit in ("interrupted", "runs", "failed"):
         ends = {"runs": f"no end after {len(found.runs)} runs", "failed": f"a run failed ({found.failure})"}
-        so_far = f"{low} kept {slo} so far, not confirmed" if found.low else "nothing found yet"
+        so_far = f"{low} passed {slo} so far, not confirmed" if found.low else "nothing found yet"
         return f"{ends.get(found.limit, found.limit)}: {so_far}"
     if found.limit == "lowest":
-        return f"even {high} break {slo} {sure}, and no rate from {least:g} requests/s on was found that keeps it"
+        return (
+            f"SLO not met: {high} already violates {slo} {sure}; no passing rate found down to {min_rate:g} requests/s"
+        )
     if found.limit == "highest":
-        return f"{low} keep {slo} {sure}; no rate up to {_rate(most)} requests/s was found that breaks it"
+        return f"{low} meets {slo} {sure}; no failing rate found up to {_rate(max_rate)} requests/s"
     if found.limit == "generator":
         why = "the generator is too slow or its machine too busy"
         if found.high and found.low:
-            return f"{low} keep {slo}, {high} break it {sure}; runs between them were invalid: {why}"
+            return f"{low} meets {slo}, {high} violates it {sure}; runs in between were invalid: {why}"
         if found.high:
-            return f"{high} break {slo} {sure}; no lower rate could be judged, their runs were invalid: {why}"
+            return f"{high} violates {slo} {sure}; runs at lower rates were invalid: {why}"
         if not found.low:
             return f"no rate could be judged: every run was invalid, {why}"
-        return f"{low} keep {slo} {sure}; the server may do more, but this generator cannot make more"
-    return f"the limit is about {_rate(found.rate)} requests/s: {low} keep {slo}, {high} break it {sure}"
+        return f"{low} meets {slo} {sure}; the server may do more, but this generator cannot produce a higher rate"
+    return f"the limit is about {_rate(found.rate)} requests/s: {low} meets {slo}, {high} violates it {sure}"
 
 
 def _rate(rate: float) -> str:
     """Four digits at least, no exponent."""
     return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
-
-
-def table(found: Found) -> Any:
-    """The search as a table, its outcome below."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    from loadtest.report.terminal import hanging
-
-    shown = Table(box=SIMPLE_HEAD)
-    for name in ("rate", "p50 ms", "p99 ms", "errors", "goodput"):
-        shown.add_column(f"{name}/s" if name in ("rate", "goodput") else name, justify="right")
-    for name in ("run to", "SLO", ""):
-        shown.add_column(name)
-    notes: dict[str, str] = {}
-    for run in found.runs:
-        times = (f"{run.rate:,.1f}", f"{run.p50_ms:.2f}", f"{run.p99_ms:.2f}", f"{run.error_rate:.2%}")
-        others = [figure for figure in run.figures if not figure.startswith(IN_COLUMNS)]
-        if run.verdict in ("late", "unknown"):  # many for one reason: said once, below, of the first of them
-            reason = re.sub(r"[\d.,]+", "", run.reason)
-            others = [notes.setdefault(reason, f"[{len(notes) + 1}] {run.reason}").split()[0]]
-        verdict = Text(run.verdict, style=STYLES[run.verdict])
-        shown.add_row(*times, f"{run.goodput:,.1f}", run.stage, verdict, Text(", ".join(others)))
-    below = [note.partition(" ") for note in notes.values()]
-    return Group(shown, *hanging([(number, "", reason) for number, _, reason in below]), Text(found.note))

@@ -7,7 +7,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.scenario.model import Batch, ScenarioError
+from loadtest.errors import ScenarioError
+from loadtest.scenario.model import Batch
 
 
 class Batches:
@@ -23,10 +24,10 @@ class Batches:
             case "fixed":
                 return np.full(count, batch.size, np.int64)
             case "uniform":
-                return rng.integers(batch.least, batch.most, size=count, endpoint=True)
+                return rng.integers(batch.min, batch.max, size=count, endpoint=True)
             case "lognormal":
                 sizes_R = np.rint(rng.lognormal(np.log(batch.size), batch.sigma, count))
-                return np.clip(sizes_R, 1, batch.most).astype(np.int64)
+                return np.clip(sizes_R, 1, batch.max).astype(np.int64)
             case "choice":
                 weights = np.array(batch.weights or [1.0] * len(batch.sizes))
                 return rng.choice(np.array(batch.sizes, np.int64), count, p=weights / weights.sum())
@@ -35,4 +36,4 @@ class Batches:
 
 def largest(batch: Batch) -> int:
     """The most ids that a request may have."""
-    return {"fixed": batch.size, "choice": max(batch.sizes, default=1)}.get(batch.kind, batch.most)
+    return {"fixed": batch.size, "choice": max(batch.sizes, default=1)}.get(batch.kind, batch.max)

@@ -13,7 +13,7 @@ TABLE = 1 << 20
 """Up to so many numbers the permutation is worked out once and looked up: faster, and the same."""
 
 
-class Scatter:
+class Permutation:
     """A permutation of [0, n), fixed by n and the seed: a Feistel cipher, walked until it ends below n."""
 
     def __init__(self, n: int, seed: int) -> None:

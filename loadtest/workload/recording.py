@@ -11,25 +11,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.scenario.model import Keys, ScenarioError
+from loadtest.errors import ScenarioError
+from loadtest.scenario.model import IdDistribution
 
 
-def read_ids(keys: Keys) -> NDArray[Any]:
-    """Ids [R] in the order in which they were asked for: int64, or strings as objects."""
-    frame = _read(keys)
-    ids_R = _ids(frame[keys.column])
-    return ids_R[np.argsort(_times(frame, keys), kind="stable")] if keys.time_column else ids_R
+def read_ids(distribution: IdDistribution) -> NDArray[Any]:
+    """Ids [R] in the order of the recording: int64, or strings as objects."""
+    frame = _read(distribution)
+    ids_R = _ids(frame[distribution.column])
+    return ids_R[np.argsort(_times(frame, distribution), kind="stable")] if distribution.time_column else ids_R
 
 
-def read_different(keys: Keys) -> NDArray[Any]:
+def read_different(distribution: IdDistribution) -> NDArray[Any]:
     """The different ids of a recording, in the order in which they came first."""
-    return _ids(_read(keys)[keys.column].unique(maintain_order=True))
+    return _ids(_read(distribution)[distribution.column].unique(maintain_order=True))
 
 
-def read_offsets(keys: Keys) -> NDArray[np.int64]:
+def read_offsets(distribution: IdDistribution) -> NDArray[np.int64]:
     """Nanoseconds [R] from the start of the recording to each row, ascending, at `speed` times its pace."""
-    times_R = np.sort(_times(_read(keys), keys), kind="stable")
-    offsets_R: NDArray[np.int64] = np.rint((times_R - times_R[0]) * (1e6 / keys.speed)).astype(np.int64)
+    times_R = np.sort(_times(_read(distribution), distribution), kind="stable")
+    offsets_R: NDArray[np.int64] = np.rint((times_R - times_R[0]) * (1e6 / distribution.speed)).astype(np.int64)
     return offsets_R
 
 
@@ -45,7 +46,9 @@ def dense(ids_R: NDArray[np.int64], num_ids: int, file: str) -> tuple[NDArray[np
         f"ids of {file} run from {least:,} to {most:,}, beyond the {num_ids:,} there are: numbered by first appearance"
     )
     if len(different) > num_ids:
-        note += f"; the last {len(different) - num_ids:,} of {len(different):,} are asked for though they are missing"
+        note += (
+            f"; the last {len(different) - num_ids:,} of {len(different):,} are requested though the table lacks them"
+        )
     return numbers[places], note
 
 
@@ -54,13 +57,13 @@ def _ids(column: Any) -> NDArray[Any]:
     return values if values.dtype == object else values.astype(np.int64)
 
 
-def _times(frame: Any, keys: Keys) -> NDArray[np.float64]:
+def _times(frame: Any, distribution: IdDistribution) -> NDArray[np.float64]:
     """Milliseconds [R]."""
-    return frame[keys.time_column].to_numpy().astype(np.float64)  # type: ignore[no-any-return]
+    return frame[distribution.time_column].to_numpy().astype(np.float64)  # type: ignore[no-any-return]
 
 
 @lru_cache(1)
-def _read(keys: Keys) -> Any:
+def _read(distribution: IdDistribution) -> Any:
     """The columns of a recording, each of numbers without gaps; ScenarioError when they are not there.
 
     Ids and times are read at different moments: the second must find the file read, for requests are due by then.
@@ -68,25 +71,33 @@ def _read(keys: Keys) -> Any:
     try:
         import polars
     except ImportError:
-        raise ScenarioError("keys.file: Parquet is read with polars: pip install 'embstore[train]'") from None
-    if not Path(keys.file).is_file():
-        raise ScenarioError(f"keys.file {keys.file!r} is no file")
+        raise ScenarioError("ids.file: Parquet is read with polars: pip install 'embstore[train]'") from None
+    if not Path(distribution.file).is_file():
+        raise ScenarioError(f"ids.file {distribution.file!r} is no file")
     try:
-        schema = polars.read_parquet_schema(keys.file)
+        schema = polars.read_parquet_schema(distribution.file)
     except Exception as error:  # polars has many
-        raise ScenarioError(f"keys.file {keys.file!r} is no Parquet file: {str(error).splitlines()[0]}") from error
-    columns = {"column": keys.column, "time_column": keys.time_column} if keys.time_column else {"column": keys.column}
+        raise ScenarioError(
+            f"ids.file {distribution.file!r} is no Parquet file: {str(error).splitlines()[0]}"
+        ) from error
+    columns = (
+        {"column": distribution.column, "time_column": distribution.time_column}
+        if distribution.time_column
+        else {"column": distribution.column}
+    )
     for field, name in columns.items():
         if name not in schema:
-            raise ScenarioError(f"keys.{field}: {keys.file} has no column {name!r}; it has {', '.join(schema)}")
+            raise ScenarioError(f"ids.{field}: {distribution.file} has no column {name!r}; it has {', '.join(schema)}")
         dtype, is_ids = schema[name], field == "column"
         if not (dtype.is_integer() or dtype == polars.String if is_ids else dtype.is_numeric()):
             kind = "integers or strings" if is_ids else "milliseconds"
-            raise ScenarioError(f"keys.{field}: column {name!r} of {keys.file} must hold {kind}, it holds {dtype}")
-    frame = polars.read_parquet(keys.file, columns=list(dict.fromkeys(columns.values())))
+            raise ScenarioError(
+                f"ids.{field}: column {name!r} of {distribution.file} must hold {kind}, it holds {dtype}"
+            )
+    frame = polars.read_parquet(distribution.file, columns=list(dict.fromkeys(columns.values())))
     for name, count in zip(frame.columns, frame.null_count().row(0), strict=True):
         if count:
-            raise ScenarioError(f"keys.file: column {name!r} of {keys.file} lacks {count:,} of its values")
+            raise ScenarioError(f"ids.file: column {name!r} of {distribution.file} lacks {count:,} of its values")
     if not frame.height:
-        raise ScenarioError(f"keys.file {keys.file!r} has no rows")
+        raise ScenarioError(f"ids.file {distribution.file!r} has no rows")
     return frame

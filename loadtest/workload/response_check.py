@@ -21,10 +21,10 @@ _MODEL_VERSION = re.compile(rb'"model_version": ?"([^"]+)"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expect:
+class ResponseCheck:
     """What makes a 2xx reply the answer to a request for `counts[i]` rows of `tables[i]`.
 
-    pinned: the version, for several tables the release, that was asked for; empty: whichever.
+    pinned: the version, for several tables the release, that was expected; empty: whichever.
     Names of headers are in lower case. A body that nobody kept is None: then headers and its length are all there is.
     """
 
@@ -37,7 +37,7 @@ class Expect:
     def problem(
         self, status: int, headers: Mapping[str, str], body: bytes | None, num_bytes: int | None = None
     ) -> str | None:
-        """Why a 2xx reply is not the answer, as `mislabelled: asked for 10 rows, got ...`; None when it is.
+        """Why a 2xx reply is not the answer, as `mislabelled: expected 10 rows, got ...`; None when it is.
 
         num_bytes is the length of the body, needed where that is None.
         """
@@ -49,7 +49,7 @@ class Expect:
         try:
             found = self._problem(headers, body, size)
         except Exception as error:  # whatever a server sends, it is the server's
-            found = f"asked for an answer, got a reply that cannot be read: {type(error).__name__}"
+            found = f"expected an answer, got a reply that cannot be read: {type(error).__name__}"
         return found and f"mislabelled: {_plain(found, MOST_SAID)}"
 
     def _problem(self, headers: Mapping[str, str], body: bytes | None, size: int) -> str | None:
@@ -72,22 +72,22 @@ class Expect:
         return (RELEASE if many else self.tables[0], version) if version else None
 
     def _rows_problem(self, headers: Mapping[str, str]) -> str | None:
-        """What headers of a reply of one table say that was not asked for."""
+        """What headers of a reply of one table say that was not expected."""
         shape = headers.get("x-embedding-shape", "")
         rows, _, dim = shape.partition(",")
         if rows != str(self.counts[0]) or not _number(dim):
-            return f"asked for {self.counts[0]} rows, got {_said('X-Embedding-Shape', shape)}"
+            return f"expected {self.counts[0]} rows, got {_said('X-Embedding-Shape', shape)}"
         if (dtype := headers.get("x-embedding-dtype")) != self.dtype:
-            return f"asked for {self.dtype}, got {_said('X-Embedding-Dtype', dtype)}"
+            return f"expected {self.dtype}, got {_said('X-Embedding-Dtype', dtype)}"
         version = headers.get("x-embedding-version")
         if not version or (self.pinned and version != self.pinned):
-            return f"asked for version {self.pinned or 'any'}, got {_said('X-Embedding-Version', version)}"
+            return f"expected version {self.pinned or 'any'}, got {_said('X-Embedding-Version', version)}"
         return None
 
     def _octet_problem(self, headers: Mapping[str, str], size: int) -> str | None:
         """Whether the body has the length of the rows, and of the bits that say which ids were found."""
         if (given := headers.get("content-type", "")).partition(";")[0] != OCTETS:
-            return f"asked for {OCTETS}, got {_said('Content-Type', given)}"
+            return f"expected {OCTETS}, got {_said('Content-Type', given)}"
         rows, dim = self.counts[0], int(headers["x-embedding-shape"].partition(",")[2])
         wanted = rows * row_bytes(dim, self.dtype)
         if headers.get("x-embedding-missing", "0") != "0":
@@ -97,25 +97,25 @@ class Expect:
     def _release_problem(self, headers: Mapping[str, str]) -> str | None:
         release = headers.get("x-embedding-release")
         if self.pinned and release != self.pinned:
-            return f"asked for release {self.pinned}, got {_said('X-Embedding-Release', release)}"
+            return f"expected release {self.pinned}, got {_said('X-Embedding-Release', release)}"
         return None
 
     def _json_problem(self, body: bytes) -> str | None:
         """Whether JSON names the tables and opens as many lists as there are vectors: read, but not parsed."""
         for table in self.tables:
             if json.dumps(table, ensure_ascii=False).encode() not in body:
-                return f"asked for table {table}, got a body that does not name it"
+                return f"expected table {table}, got a body that does not name it"
         founds = body.count(b'"found":[') + body.count(b'"found": [')
         rows = body.count(b"[") - len(self.tables) - founds
         if rows != sum(self.counts) or not body.rstrip().endswith(b"}"):
-            return f"asked for {sum(self.counts)} vectors, got JSON of {rows}"
+            return f"expected {sum(self.counts)} vectors, got JSON of {rows}"
         return None
 
     def _infer_problem(self, headers: Mapping[str, str], body: bytes | None, size: int) -> str | None:
-        """Whether the outputs are those asked for, in shape, type and length."""
+        """Whether the outputs are those expected, in shape, type and length."""
         head_size = _number(headers.get(INFER_SIZE))
         if not 0 < head_size <= size:
-            return f"asked for binary outputs, got {_said('Inference-Header-Content-Length', headers.get(INFER_SIZE))}"
+            return f"expected binary outputs, got {_said('Inference-Header-Content-Length', headers.get(INFER_SIZE))}"
         if body is None:
             return None
         try:
@@ -123,22 +123,22 @@ class Expect:
             outputs = {output["name"]: output for output in head["outputs"]}
             return self._outputs_problem(head, outputs, size - head_size)
         except (ValueError, TypeError, KeyError, IndexError):
-            return "asked for an inference reply, got a head that is none"
+            return "expected an inference reply, got a head that is none"
 
     def _outputs_problem(self, head: dict[str, Any], outputs: dict[str, Any], size: int) -> str | None:
         many = len(self.tables) > 1
         model, version = (MANY if many else self.tables[0]), head["model_version"]
         if head["model_name"] != model or (self.pinned and version != self.pinned):
-            asked = f"asked for model {model} {self.pinned}".rstrip()
-            return f"{asked}, got {_plain(head['model_name'])} {_plain(version)}"
+            wanted = f"expected model {model} {self.pinned}".rstrip()
+            return f"{wanted}, got {_plain(head['model_name'])} {_plain(version)}"
         for table, count in zip(self.tables, self.counts, strict=True):
             name = table if many else "embeddings"
             if name not in outputs:
-                return f"asked for output {name}, got {_plain(', '.join(outputs) or 'none')}"
+                return f"expected output {name}, got {_plain(', '.join(outputs) or 'none')}"
             shape, datatype = outputs[name]["shape"], outputs[name]["datatype"]
             whole = len(shape) == 2 and type(shape[1]) is int and shape[1] > 0
             if not whole or shape[0] != count or datatype != DATATYPES[self.dtype]:
-                return f"asked for {count} rows of {DATATYPES[self.dtype]}, got {_output(outputs[name])}"
+                return f"expected {count} rows of {DATATYPES[self.dtype]}, got {_output(outputs[name])}"
             num_bytes = outputs[name]["parameters"]["binary_data_size"]
             if num_bytes != count * row_bytes(shape[1], self.dtype):
                 return f"{_output(outputs[name])} does not take {_plain(num_bytes)} bytes"

@@ -28,7 +28,7 @@ def due_offsets(scenario: Scenario, share: int = 0, shares: int = 1) -> Iterator
         return _by_rate(scenario, share, shares)
     end = int(1e9 * (scenario.warmup_seconds + scenario.seconds))
     size = clock.batch.size
-    offsets_R = read_offsets(clock.keys)[size - 1 :: size][share::shares]
+    offsets_R = read_offsets(clock.ids)[size - 1 :: size][share::shares]
     return iter(offsets_R[: np.searchsorted(offsets_R, end)].tolist())
 
 

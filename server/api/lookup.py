@@ -25,7 +25,7 @@ from server.api.codecs.vectors import JSON, LONG_NUMBERS, OCTET_STREAM
 from server.api.planned import PlannedRows, is_plain
 from server.api.query import Answer, Call, Encoded, Query, check_limits, resolve
 from server.http.admission import RETRY_AFTER_SECONDS
-from server.http.auth import Keys
+from server.http.auth import ApiKeys
 from server.http.buffer_pool import Buffers
 from server.http.limits import Limits
 from server.http.messages import Reply, Request
@@ -35,7 +35,8 @@ from server.http.routing import HEALTH, INFER, LOOKUP_MANY
 from server.lookup.service import LookupService, abandon, all_of
 from server.metrics.recorder import Lookups
 from server.tables.health import Health
-from server.tables.registry import Registry, Snapshot
+from server.tables.registry import Registry
+from server.tables.snapshot import Snapshot
 
 log = structlog.get_logger()
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -72,7 +73,7 @@ class LookupHandler:
         service: LookupService,
         lookups: Lookups,
         health: Health,
-        keys: Keys,
+        keys: ApiKeys,
         buffers: Buffers,
         limits: Limits,
     ) -> None:

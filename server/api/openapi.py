@@ -1,276 +1,255 @@
-"""The OpenAPI document: FastAPI's own, with the calls that are answered before FastAPI sees them."""
+"""The OpenAPI document: FastAPI's own, with the calls that are answered before FastAPI sees them.
+
+Bodies are described by the types that decode them, replies by the models in `server.api.schemas`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
-from server.api.codecs.vectors import OCTET_STREAM
-from server.api.openapi_schemas import POSITIVE, SCHEMAS, TEXT
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from embstore.pooling import POOLINGS
+from embstore.table import ON_MISSING
+from server.api.codecs.json_body import LookupBody, ManyBody
+from server.api.codecs.vectors import DTYPES
+from server.api.labels import LabelMove
+from server.api.repository import ModelChange, RepositoryFilter
+from server.api.schemas import ERRORS, MODELS, REF, content, problems, ref
 from server.http.messages import MAX_TIMEOUT_MS
-
-_JSON = "application/json"
-_PROBLEM = "application/problem+json"
-_V2 = "open inference"
-_FASTAPI_ONLY = ("HTTPValidationError", "ValidationError")
+from server.http.problems import KINDS
 
 TITLE = "embstore API"
 """Generators name a client after it, and `embstore_client` is the name of one that exists."""
-ERRORS = {
-    400: "Malformed",
-    401: "An API key is needed",
-    403: "Not allowed here",
-    404: "No such table, version, label or release",
-    409: "In conflict with what is served",
-    413: "Too many ids or bytes",
-    415: "Unsupported media type or coding",
-    422: "An id out of range, or a value that is not allowed",
-    429: "Overloaded: no room for another request now",
-    503: "Not ready, or shutting down",
-    504: "The time of X-Request-Timeout-Ms was over",
-}
-_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+TEXT = {"type": "string"}
 _REPLY_HEADERS = {
     "X-Embedding-Version": "Version that answered.",
     "X-Embedding-Shape": "Rows and columns: n,d; n is ids, or bags.",
     "X-Embedding-Dtype": "Type of the numbers.",
-    "X-Embedding-Missing": "How many ids the table does not have.",
+    "X-Embedding-Missing": "Number of ids the table does not have.",
     "X-Embedding-Release": "Release the version belongs to, where it does.",
     "X-Request-ID": "The request's id, echoed or made.",
     "Server-Timing": "Milliseconds of each stage, when `X-Timing: 1` asks for them.",
 }
 _SECURITY = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "Needed where the server has keys."},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "Required where the server has API keys."},
     "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key in another place."},
 }
+_BODIES = (LookupBody, ManyBody, LabelMove, RepositoryFilter, ModelChange)
+"""What decodes bodies; a name that ends in Body has none of that in the document."""
+_ENUMS: dict[str, Any] = {
+    "OnMissing": {
+        "type": "string",
+        "enum": list(ON_MISSING),
+        "description": "What ids get that the table does not have: zeros (when left out), the table's default vector, "
+        "an error (422), or the vector of another row, always the same one.",
+    },
+    "Dtype": {
+        "type": "string",
+        "enum": list(DTYPES),
+        "description": "Type of the numbers, float32 when left out. int8 rows are bytes: they come only where the "
+        "reply is an octet-stream.",
+    },
+    "ProblemCode": {"type": "string", "enum": sorted(KINDS), "description": "What went wrong, for programs."},
+}
+_LOOKUP_FIELDS: dict[str, Any] = {
+    "ids": {"description": "Integers or decimal strings; for a table with string ids, its strings."},
+    "on_missing": ref("OnMissing"),
+    "dtype": ref("Dtype"),
+    "found": {"description": "Return `found` even when all were."},
+    "offsets": {
+        "description": "Where in `ids` each bag starts: the first at 0, none less than the one before, none past the "
+        "end; the last bag ends with the ids. The reply has one vector per bag.",
+    },
+    "pooling": {
+        "anyOf": [{"type": "string", "title": "Pooling", "enum": list(POOLINGS)}, {"type": "null"}],
+        "description": "How the vectors of a bag become one. An empty bag is zeros; a missing id is left out under "
+        "on_missing `zero`.",
+    },
+    "weights": {
+        "description": "One for each id, for `sum`, and for `mean` (none below 0), which is then sum(w e) / sum(w); "
+        "`max` takes none.",
+    },
+}
+"""What the type of a body does not say."""
 
 
-def _parameter(name: str, where: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
-    return {"name": name, "in": where, "required": where == "path", "schema": schema, "description": description}
-
-
-_TABLE = _parameter("table", "path", TEXT, "Name of the table.")
-_VERSION = _parameter("version", "path", POSITIVE, "A loaded version.")
-_LABEL = _parameter("label", "path", TEXT, "A label of the table.")
-_RELEASE = _parameter("release", "path", TEXT, "A loaded release.")
-_MODEL = _parameter("model", "path", TEXT, "Name of a table; `embstore` for many tables at once.")
-_IN_PATHS = {parameter["name"]: parameter for parameter in (_TABLE, _VERSION, _LABEL, _RELEASE, _MODEL)}
-_REQUEST_HEADERS = [
-    _parameter("X-Request-ID", "header", TEXT, "Up to 128 printable ASCII characters; comes back in the reply."),
-    _parameter(
-        "X-Request-Timeout-Ms",
+_PARAMETERS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "table": ("path", TEXT, "Name of the table."),
+    "version": ("path", {"type": "integer", "minimum": 1}, "A loaded version."),
+    "label": ("path", TEXT, "A label of the table."),
+    "release": ("path", TEXT, "A loaded release."),
+    "model": ("path", TEXT, "Name of a table; `embstore` for many tables at once."),
+    # no defaults here: generated clients would send them with JSON bodies, which have their own
+    "on_missing": ("query", ref("OnMissing"), "For octet-stream bodies; JSON has it in the body."),
+    "dtype": ("query", ref("Dtype"), "For octet-stream bodies; JSON has it in the body."),
+    "X-Timing": ("header", TEXT, "`1` asks for Server-Timing in the reply."),
+    "Inference-Header-Content-Length": (
+        "header",
+        {"type": "integer", "minimum": 0},
+        "Bytes of JSON at the start of an octet-stream body; 0 for a body of int64 ids alone.",
+    ),
+    "X-Request-ID": ("header", TEXT, "Up to 128 printable ASCII characters; comes back in the reply."),
+    "X-Request-Timeout-Ms": (
         "header",
         {"type": "integer", "minimum": 0, "maximum": MAX_TIMEOUT_MS},
         "How long the caller waits; work that would come later is dropped (504).",
     ),
-]
-_TIMING = _parameter("X-Timing", "header", TEXT, "`1` asks for Server-Timing in the reply.")
-_JSON_LENGTH = _parameter(
-    "Inference-Header-Content-Length",
-    "header",
-    {"type": "integer", "minimum": 0},
-    "Bytes of JSON at the start of an octet-stream body; 0 for a body of int64 ids alone.",
-)
+}
+_TENSORS = "A JSON object, then the bytes of the binary tensors in its order."
 
 
-def _ref(name: str) -> dict[str, Any]:
-    return {"schema": {"$ref": f"#/components/schemas/{name}"}}
+class _Call(NamedTuple):
+    """One kind of lookup."""
+
+    tag: str
+    summary: str
+    body: dict[str, Any]
+    returns: str
+    reply: dict[str, Any]
+    headers: tuple[str, ...]
+    parameters: tuple[str, ...] = ()
+    problem: str = "Problem"
+
+    def at(self, path: str, operation: str) -> dict[str, Any]:
+        """This lookup as a POST to a path."""
+        headers = {name: {"description": _REPLY_HEADERS[name], "schema": TEXT} for name in self.headers}
+        errors = problems(*(ERRORS.keys() - {409}), model=self.problem)
+        call = {
+            "operationId": operation,
+            "tags": [self.tag],
+            "summary": self.summary,
+            "parameters": _parameters(path, *self.parameters, "X-Request-ID", "X-Request-Timeout-Ms"),
+            "requestBody": {"required": True, "content": self.body},
+            "responses": {"200": {"description": self.returns, "headers": headers, "content": self.reply}}
+            | {str(status): reply for status, reply in errors.items()},
+        }
+        return {"post": call}
 
 
-_OPTIONS = [  # no defaults here: generated clients would send them with JSON bodies, which have their own
-    _parameter("on_missing", "query", _ref("OnMissing")["schema"], "For octet-stream bodies; JSON has it in the body."),
-    _parameter("dtype", "query", _ref("Dtype")["schema"], "For octet-stream bodies; JSON has it in the body."),
-]
-
-
-def _bytes(description: str) -> dict[str, Any]:
-    return {"schema": {"type": "string", "format": "binary", "description": description}}
-
-
-def _problem(status: int, schema: str = "Problem") -> dict[str, Any]:
-    """The reply that tells of an error."""
-    reply: dict[str, Any] = {"description": ERRORS[status], "content": {_PROBLEM: _ref(schema)}}
-    return reply | {"headers": _RETRY_AFTER} if status in (429, 503) else reply
-
-
-def _errors(*without: int, schema: str = "Problem") -> dict[str, Any]:
-    return {str(status): _problem(status, schema) for status in ERRORS if status not in without}
-
-
-def _headers(*names: str) -> dict[str, Any]:
-    return {name: {"description": _REPLY_HEADERS[name], "schema": TEXT} for name in names}
-
-
-def _call(
-    operation: str,
-    summary: str,
-    tag: str,
-    parameters: list[dict[str, Any]],
-    request: dict[str, Any],
-    replies: dict[str, Any],
-) -> dict[str, Any]:
-    """One POST of the request street."""
-    return {
-        "operationId": operation,
-        "tags": [tag],
-        "summary": summary,
-        "parameters": [*parameters, *_REQUEST_HEADERS],
-        "requestBody": {"required": True, "content": request},
-        "responses": replies,
-    }
-
-
-def _lookup_one(operation: str, *path: dict[str, Any]) -> dict[str, Any]:
-    examples = {
-        "vectors": {"value": {"ids": [3, 7], "on_missing": "zero"}},
-        "bags": {
-            "summary": "Two bags: ids 3, 7, 7 and id 9",
-            "value": {"ids": [3, 7, 7, 9], "offsets": [0, 3], "pooling": "mean"},
-        },
-    }
-    rows = (
+_ONE = _Call(
+    "lookup",
+    "Vectors of ids of one table",
+    content("Lookup", "Little-endian int64 ids."),
+    "One row per id, in the order of the ids, or one per bag where there are `offsets`. JSON is answered in JSON, or "
+    "with binary rows when it says `Accept: application/octet-stream`.",
+    content(
+        "LookupReply",
         "Row-major little-endian rows of `dtype`; int8 rows are codes, then a float32 scale and a float32 bias. Where "
-        "ids were missing, found bits follow the rows, one for each id (bit i of byte i // 8, least significant first)."
-    )
-    return _call(
-        operation,
-        "Vectors of ids of one table",
-        "lookup",
-        [_TABLE, *path, *_OPTIONS, _TIMING],
-        {_JSON: _ref("Lookup") | {"examples": examples}, OCTET_STREAM: _bytes("Little-endian int64 ids.")},
-        {
-            "200": {
-                "description": "One row per id, in the order of the ids, or one per bag where there are `offsets`. "
-                "JSON is answered in JSON, or with binary rows when it says `Accept: application/octet-stream`.",
-                "headers": _headers(*_REPLY_HEADERS),
-                "content": {_JSON: _ref("LookupReply"), OCTET_STREAM: _bytes(rows)},
-            },
-            **_errors(409),
-        },
-    )
+        "ids were missing, found bits follow the rows, one per id (bit i of byte i // 8, least significant first).",
+    ),
+    tuple(_REPLY_HEADERS),
+    ("on_missing", "dtype", "X-Timing"),
+)
+_MANY = _Call(
+    "lookup",
+    "Vectors of ids of many tables, all from one release",
+    content("ManyLookup"),
+    "One entry per table.",
+    content("ManyLookupReply"),
+    ("X-Embedding-Release", "X-Request-ID"),
+)
+_INFER = _Call(
+    "open inference",
+    "Vectors by the Open Inference Protocol",
+    content("InferRequest", _TENSORS),
+    "The outputs asked for, as JSON or as binary tensors.",
+    content("InferReply", _TENSORS),
+    ("X-Request-ID",),
+    ("Inference-Header-Content-Length",),
+    "InferProblem",
+)
+_LOOKUPS = {
+    "/v1/tables/{table}/lookup": (_ONE, "lookup"),
+    "/v1/tables/{table}/versions/{version}/lookup": (_ONE, "lookup_version"),
+    "/v1/tables/{table}/labels/{label}/lookup": (_ONE, "lookup_label"),
+    "/v1/lookup": (_MANY, "lookup_many"),
+    "/v1/releases/{release}/lookup": (_MANY, "lookup_release"),
+    "/v2/models/{model}/infer": (_INFER, "infer"),
+    "/v2/models/{model}/versions/{version}/infer": (_INFER, "infer_version"),
+}
+_PROBES = {
+    "/livez": ("livez", "operations", "The process runs and answers"),
+    "/startupz": ("startupz", "operations", "The store was looked at for the first time"),
+    "/readyz": (
+        "readyz",
+        "operations",
+        "Traffic is welcome: every table has just answered a lookup with the right vectors",
+    ),
+    "/v2/health/live": ("server_live", "open inference", "The same as /livez"),
+    "/v2/health/ready": ("server_ready", "open inference", "The same as /readyz"),
+}
 
 
-def _lookup_many(operation: str, *path: dict[str, Any]) -> dict[str, Any]:
-    return _call(
-        operation,
-        "Vectors of ids of many tables, all from one release",
-        "lookup",
-        list(path),
-        {_JSON: _ref("ManyLookup")},
-        {
-            "200": {
-                "description": "One entry per table.",
-                "headers": _headers("X-Embedding-Release", "X-Request-ID"),
-                "content": {_JSON: _ref("ManyLookupReply")},
-            },
-            **_errors(409),
-        },
-    )
+def _parameters(path: str, *others: str) -> list[dict[str, Any]]:
+    """The parameters in a path, and others."""
+    found = [(name, *_PARAMETERS[name]) for name in (*re.findall(r"{(\w+)}", path), *others)]
+    return [
+        {"name": name, "in": where, "required": where == "path", "schema": schema, "description": description}
+        for name, where, schema, description in found
+    ]
 
 
-def _infer(operation: str, *path: dict[str, Any]) -> dict[str, Any]:
-    example = {"inputs": [{"name": "ids", "shape": [2], "datatype": "INT64", "data": [3, 7]}]}
-    tensors = "A JSON object, then the bytes of the binary tensors in its order."
-    return _call(
-        operation,
-        "Vectors by the Open Inference Protocol",
-        _V2,
-        [_MODEL, *path, _JSON_LENGTH],
-        {_JSON: _ref("InferRequest") | {"example": example}, OCTET_STREAM: _bytes(tensors)},
-        {
-            "200": {
-                "description": "The outputs asked for, as JSON or as binary tensors.",
-                "headers": _headers("X-Request-ID"),
-                "content": {_JSON: _ref("InferReply"), OCTET_STREAM: _bytes(tensors)},
-            },
-            **_errors(409, schema="InferProblem"),
-        },
-    )
-
-
-def _probe(operation: str, summary: str, tag: str = "operations", *, can_fail: bool = True) -> dict[str, Any]:
-    """A question that needs no key."""
-    replies: dict[str, Any] = {"200": {"description": "Yes.", "content": {_JSON: _ref("Health")}}}
-    if can_fail:
-        replies["503"] = {"description": "No, and why.", "content": {_JSON: _ref("Health")}}
+def _probe(operation: str, tag: str, summary: str) -> dict[str, Any]:
+    """A GET that needs no API key."""
+    replies = {"200": {"description": "Yes.", "content": content("Health")}}
+    if not operation.endswith(("livez", "live")):
+        replies["503"] = {"description": "No, and why.", "content": content("Health")}
     call = {"operationId": operation, "tags": [tag], "summary": summary, "security": [], "responses": replies}
     return {"get": call}
 
 
-PATHS: dict[str, Any] = {
-    "/v1/tables/{table}/lookup": {"post": _lookup_one("lookup")},
-    "/v1/tables/{table}/versions/{version}/lookup": {"post": _lookup_one("lookup_version", _VERSION)},
-    "/v1/tables/{table}/labels/{label}/lookup": {"post": _lookup_one("lookup_label", _LABEL)},
-    "/v1/lookup": {"post": _lookup_many("lookup_many")},
-    "/v1/releases/{release}/lookup": {"post": _lookup_many("lookup_release", _RELEASE)},
-    "/v2/models/{model}/infer": {"post": _infer("infer")},
-    "/v2/models/{model}/versions/{version}/infer": {"post": _infer("infer_version", _VERSION)},
-    "/livez": _probe("livez", "The process runs and answers", can_fail=False),
-    "/startupz": _probe("startupz", "The store was looked at for the first time"),
-    "/readyz": _probe("readyz", "Traffic is welcome: every table has just answered a lookup with the right vectors"),
-    "/v2/health/live": _probe("server_live", "The same as /livez", _V2, can_fail=False),
-    "/v2/health/ready": _probe("server_ready", "The same as /readyz", _V2),
-}
-_OF_VERSION = "/versions/{version}"
-REPLIES = {
-    "/v1/tables": "TableList",
-    "/v1/tables/{table}": "TableInFull",
-    "/v1/tables/{table}/versions": "VersionList",
-    "/v1/tables/{table}/labels/{label}": "Label",
-    "/v2": "ServerMetadata",
-    "/v2/models/{model}": "ModelMetadata",
-    "/v2/models/{model}/ready": "ModelReady",
-    "/v2/models/{model}/config": "ModelConfig",
-    "/v2/repository/index": "RepositoryIndex",
-    "/v2/repository/models/{model}/load": "ModelChanged",
-    "/v2/repository/models/{model}/unload": "ModelChanged",
-}
-"""What FastAPI's calls of ours answer, by path; the same for one version."""
-BODIES = {
-    "/v1/tables/{table}/labels/{label}": "LabelMove",
-    "/v2/repository/index": "RepositoryFilter",
-    "/v2/repository/models/{model}/load": "ModelChange",
-    "/v2/repository/models/{model}/unload": "ModelChange",
-}
-"""What they take."""
+def document(api: FastAPI) -> None:
+    """Make `/openapi.json` describe every call of the server, made when it is first asked for."""
+
+    def openapi() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            api.openapi_schema = _complete(
+                get_openapi(title=TITLE, version=api.version, summary=api.summary, routes=api.routes)
+            )
+        return api.openapi_schema
+
+    api.openapi = openapi  # type: ignore[method-assign]
 
 
-def with_lookups(document: dict[str, Any]) -> dict[str, Any]:
-    """FastAPI's document with the calls of the request street in it, and every error in its one shape."""
-    document["info"]["title"] = TITLE
+def _complete(document: dict[str, Any]) -> dict[str, Any]:
+    """FastAPI's document with the lookups, and without the errors of a validation that never takes place."""
     for path, calls in document["paths"].items():
         for call in calls.values():
-            _settle(path, call)
-    document["paths"] = PATHS | document["paths"]
+            call["parameters"] = _parameters(path)
+            if "HTTPValidationError" in str(call["responses"].get("422")):
+                del call["responses"]["422"]
+    document["paths"] |= {path: call.at(path, operation) for path, (call, operation) in _LOOKUPS.items()}
+    document["paths"] |= {path: _probe(*probe) for path, probe in _PROBES.items()}
     document["security"] = [{}, *({name: []} for name in _SECURITY)]
-    components = document.setdefault("components", {})
-    schemas = components.setdefault("schemas", {})
-    for name in _FASTAPI_ONLY:
+    document["components"]["securitySchemes"] = _SECURITY
+    schemas = document["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    schemas.update(SCHEMAS)
-    components.setdefault("securitySchemes", {}).update(_SECURITY)
+    schemas |= _schemas()
     return document
 
 
-def _settle(path: str, call: dict[str, Any]) -> None:
-    """Describe what a call of FastAPI's really is: its name, what it takes, and what it answers."""
-    call["operationId"] = call["summary"].lower().replace(" ", "_") + ("_version" if _OF_VERSION in path else "")
-    call["summary"] = call.pop("description").rstrip(".")
-    call["parameters"] = [parameter for name, parameter in _IN_PATHS.items() if f"{{{name}}}" in path]
-    of_latest = path.replace(_OF_VERSION, "")
-    if of_latest in BODIES:
-        required = of_latest.startswith("/v1/")
-        call["requestBody"] = {"required": required, "content": {_JSON: _ref(BODIES[of_latest])}}
-    replies = call["responses"]
-    if path == "/metrics":
-        replies["200"]["content"] = {"text/plain": {"schema": TEXT}}
-        call["security"] = []
-        return
-    replies["200"] = {"description": "Done."} | replies["200"] | {"content": {_JSON: _ref(REPLIES[of_latest])}}
-    if any(name in str(replies.get("422")) for name in _FASTAPI_ONLY):
-        replies.pop("422")
-    schema = "InferProblem" if path.startswith("/v2") else "Problem"
-    for status in (400, 401, 404, 503) if "{" in path else (401, 503):
-        replies.setdefault(str(status), {})
-    for status in replies:
-        if status != "200":
-            replies[status] = _problem(int(status), schema) | replies[status]
+def _schemas() -> dict[str, Any]:
+    """Bodies and replies of the calls that FastAPI does not see."""
+    _, models = models_json_schema([(model, "validation") for model in MODELS], ref_template=REF)
+    _, components = msgspec.json.schema_components(_BODIES, ref_template=REF.format(model="{name}"))
+    bodies = msgspec.json.decode(re.sub(rb'Body(?=")', b"", msgspec.json.encode(components)))
+    lookup, many = bodies["Lookup"], bodies.pop("Many")
+    for name, said in _LOOKUP_FIELDS.items():
+        lookup["properties"][name] = said if "$ref" in said else lookup["properties"][name] | said
+    lookup["examples"] = [
+        {"ids": [3, 7], "on_missing": "zero"},
+        {"ids": [3, 7, 7, 9], "offsets": [0, 3], "pooling": "mean"},
+    ]
+    lookup["dependentRequired"] = {"offsets": ["pooling"], "pooling": ["offsets"], "weights": ["offsets", "pooling"]}
+    many["properties"]["tables"] |= {"minProperties": 1, "description": "A lookup for each table, by its name."}
+    many["title"] = "ManyLookup"
+    schemas: dict[str, Any] = models["$defs"] | bodies | {"ManyLookup": many} | _ENUMS
+    for problem in ("Problem", "InferProblem"):
+        schemas[problem]["properties"]["code"] = ref("ProblemCode")
+    return schemas

@@ -19,7 +19,7 @@ from server.http.limits import Limits
 from server.http.messages import COPIED_BYTES, Request
 from server.http.plans import Plan
 from server.http.routing import LOOKUP
-from server.tables.registry import Snapshot
+from server.tables.snapshot import Snapshot
 
 _SCRATCH = np.empty(COPIED_BYTES // 4 - 256, np.float32)
 """With its head such a reply is no more than what is copied."""

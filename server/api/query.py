@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embstore.errors import BadRequest, TooManyIds, WrongDtype
-from embstore.ids import Keys
+from embstore.ids import Ids
 from embstore.pooling import Bags
 from embstore.table import Fetched, Table
 from server.http.limits import Limits
 from server.http.messages import Buffer
 from server.http.problems import clip
-from server.tables.registry import Snapshot
+from server.tables.snapshot import Snapshot
 
 _INT64 = range(-(1 << 63), 1 << 63)
 
@@ -43,10 +43,10 @@ class Query:
         """Vectors in the answer."""
         return len(self.ids) if self.bags is None else self.bags.num_bags
 
-    def ids_for(self, table: Table) -> Keys:
+    def ids_for(self, table: Table) -> Ids:
         """The ids as the table takes them: int64 [B] (decimal strings accepted), or strings; else WrongDtype."""
         ids = self.ids
-        takes_strings = table.ids.key_type is str
+        takes_strings = table.ids.id_type is str
         if isinstance(ids, np.ndarray):
             if takes_strings:
                 raise self._wrong_ids(table, 0)
@@ -74,7 +74,7 @@ class Query:
     def _wrong_ids(self, table: Table, at: int) -> WrongDtype:
         """What to raise for the first id that is not of the table's type."""
         kind, hint = "int64", ""
-        if table.ids.key_type is str:
+        if table.ids.id_type is str:
             kind, hint = "string", "; send JSON strings, or BYTES by the Open Inference Protocol"
         first = ""
         if len(self.ids):

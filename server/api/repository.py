@@ -7,10 +7,13 @@ a 404 that says so.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from embstore import __version__
@@ -18,44 +21,118 @@ from embstore.common.atomic_files import NUMBER
 from embstore.errors import BadRequest, Conflict, NotReady, ReleaseNotFound, Unprocessable
 from embstore.table import Table
 from server.api.codecs.open_inference import EMBEDDINGS, FOUND, IDS, OFFSETS, WEIGHTS
-from server.api.labels import as_json, read_body
+from server.api.labels import read_body
+from server.api.schemas import body, problems
+from server.api.tables import check_started
 from server.http.auth import require_admin
 from server.http.problems import clip
 from server.http.routing import MANY
 from server.tables.registry import Registry
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "parameters")
-_STATES = {"loading": "LOADING", "ready": "READY", "failed": "UNAVAILABLE"}
-_UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"description": "No such model or version"}}
-_ADMIN: dict[int | str, dict[str, Any]] = {
-    **_UNKNOWN,
-    400: {"description": "Malformed"},
-    401: {"description": "An admin key is needed"},
-    403: {"description": "The key is for lookups alone, or changes are off here"},
-    409: {"description": "All tables together cannot be loaded or unloaded"},
-    413: {"description": "Too many bytes"},
-    422: {"description": "A parameter is not supported"},
-    503: {"description": "The model cannot be served, and why"},
-}
+State = Literal["LOADING", "READY", "UNAVAILABLE"]
+_STATES: dict[str, State] = {"loading": "LOADING", "ready": "READY", "failed": "UNAVAILABLE"}
+_problems = partial(problems, model="InferProblem")
 
 
-class _Index(msgspec.Struct):
+@dataclass
+class ServerMetadata:
+    """Name and version of the server, and the extensions of the protocol that it has."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+@dataclass
+class TensorMetadata:
+    """An input or output; -1 in a shape is any length."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+@dataclass
+class ModelMetadata:
+    """Inputs, outputs and versions of a model."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+@dataclass
+class ModelReady:
+    """A model that answers."""
+
+    name: str
+    ready: bool
+
+
+@dataclass
+class TensorConfig:
+    """An input or output, as Triton configures it."""
+
+    name: str
+    data_type: str
+    dims: list[int]
+    optional: bool | None = None
+
+
+@dataclass
+class ModelConfig:
+    """The metadata of a model as a Triton model configuration."""
+
+    name: str
+    platform: str
+    max_batch_size: int
+    input: list[TensorConfig]
+    output: list[TensorConfig]
+
+
+@dataclass
+class RepositoryEntry:
+    """A version of a model, and whether it serves."""
+
+    name: str
+    version: str
+    state: State
+    reason: str
+
+
+class ModelChanged(BaseModel):
+    """An empty object: the change is made."""
+
+
+class RepositoryFilter(msgspec.Struct):
+    """`ready`: list only models that serve."""
+
     ready: bool = False
 
 
-class _Change(msgspec.Struct):
-    parameters: dict[str, Any] | None = None
+class ModelChange(msgspec.Struct):
+    """How to load or unload a model; no parameters are supported."""
+
+    parameters: Annotated[dict[str, Any], msgspec.Meta(title="Parameters")] | None = None
 
 
-_Body = TypeVar("_Body", _Index, _Change)
+def _version(request: Request) -> str | None:
+    """The version in a path; None in a path without one."""
+    return request.path_params.get("version")
 
 
-def v2_router(tables: Registry) -> APIRouter:
+Version = Annotated[str | None, Depends(_version)]
+_Body = TypeVar("_Body", RepositoryFilter, ModelChange)
+
+
+def repository_router(tables: Registry) -> APIRouter:
     """Everything under /v2 that FastAPI answers."""
     router = APIRouter(prefix="/v2", tags=["open inference"])
     _add_models(router, tables)
     _add_repository(router, tables)
-
     return router
 
 
@@ -68,76 +145,69 @@ def unsupported(path: str) -> str:
 
 
 def _add_models(router: APIRouter, tables: Registry) -> None:
-    @router.get("")
-    def show_server() -> Response:
+    @router.get("", responses=_problems())
+    def show_server() -> ServerMetadata:
         """Name and version of the server, and the extensions of the protocol that it has."""
-        return as_json({"name": "embstore", "version": __version__, "extensions": EXTENSIONS})
+        return ServerMetadata("embstore", __version__, list(EXTENSIONS))
 
-    @router.get("/models/{model}", responses=_UNKNOWN)
-    @router.get("/models/{model}/versions/{version}", responses=_UNKNOWN)
-    def show_model(model: str, version: str | None = None) -> Response:
+    @router.get("/models/{model}", responses=_problems(400, 404))
+    @router.get("/models/{model}/versions/{version}", responses=_problems(400, 404))
+    def show_model(model: str, version: Version) -> ModelMetadata:
         """Inputs, outputs and versions of a model."""
-        described = _describe(tables, model, version)
-        return as_json(described)
+        return _metadata(tables, model, version)
 
-    @router.get("/models/{model}/ready", responses=_UNKNOWN)
-    @router.get("/models/{model}/versions/{version}/ready", responses=_UNKNOWN)
-    def show_ready(model: str, version: str | None = None) -> Response:
+    @router.get("/models/{model}/ready", responses=_problems(400, 404))
+    @router.get("/models/{model}/versions/{version}/ready", responses=_problems(400, 404))
+    def show_ready(model: str, version: Version) -> ModelReady:
         """Whether a model answers: 200, else an error that says why not."""
         _tables_of(tables, model, version)
-        return as_json({"name": model, "ready": True})
+        return ModelReady(model, True)
 
-    @router.get("/models/{model}/config", responses=_UNKNOWN)
-    @router.get("/models/{model}/versions/{version}/config", responses=_UNKNOWN)
-    def show_config(model: str, version: str | None = None) -> Response:
-        """The same as the metadata, in the words of a Triton model configuration."""
-        described = _describe(tables, model, version)
-
-        def tensors(kind: str) -> list[dict[str, Any]]:
-            return [
-                {"name": t["name"], "data_type": f"TYPE_{t['datatype'].replace('BYTES', 'STRING')}", "dims": t["shape"]}
-                | ({"optional": True} if t["name"].rpartition(".")[2] in (OFFSETS, WEIGHTS) else {})
-                for t in described[kind]
-            ]
-
-        return as_json(
-            {
-                "name": model,
-                "platform": described["platform"],
-                "max_batch_size": 0,
-                "input": tensors("inputs"),
-                "output": tensors("outputs"),
-            }
-        )
+    @router.get("/models/{model}/config", responses=_problems(400, 404), response_model_exclude_none=True)
+    @router.get(
+        "/models/{model}/versions/{version}/config", responses=_problems(400, 404), response_model_exclude_none=True
+    )
+    def show_config(model: str, version: Version) -> ModelConfig:
+        """The metadata of a model as a Triton model configuration."""
+        return _config(_metadata(tables, model, version))
 
 
 def _add_repository(router: APIRouter, tables: Registry) -> None:
-    @router.post("/repository/index", responses={400: _ADMIN[400], 413: _ADMIN[413]})
-    async def list_repository(request: Request) -> Response:
-        """Every model in the store with its versions known here, their states and why; `ready`: those that serve."""
-        ready = _decode(await read_body(request), _Index).ready
-        entries = await run_in_threadpool(_index, tables)
-        return as_json([entry for entry in entries if not ready or entry["state"] == "READY"])
+    change: dict[str, Any] = {
+        "responses": _problems(400, 403, 404, 409, 413, 422),
+        "dependencies": [Depends(require_admin)],
+        "openapi_extra": body("ModelChange", required=False),
+    }
 
-    @router.post("/repository/models/{model}/load", responses=_ADMIN, dependencies=[Depends(require_admin)])
-    async def load_model(model: str, request: Request) -> Response:
+    @router.post(
+        "/repository/index",
+        responses=_problems(400, 413),
+        openapi_extra=body("RepositoryFilter", required=False),
+    )
+    async def list_repository(request: Request) -> list[RepositoryEntry]:
+        """Every model in the store with its versions known here, their states and why; `ready`: those that serve."""
+        ready = _decode(await read_body(request), RepositoryFilter).ready
+        entries = await run_in_threadpool(_index, tables)
+        return [entry for entry in entries if not ready or entry.state == "READY"]
+
+    @router.post("/repository/models/{model}/load", **change)
+    async def load_model(model: str, request: Request) -> ModelChanged:
         """Look at the store now and serve a table as it stands there; answers when it is served."""
-        parameters = _decode(await read_body(request), _Change).parameters or {}
+        parameters = _decode(await read_body(request), ModelChange).parameters or {}
         if parameters:
-            raise Unprocessable(
-                f"parameter {clip(next(iter(parameters)))} is not supported: a table is as it is stored"
-            )
+            name = clip(next(iter(parameters)))
+            raise Unprocessable(f"unsupported load parameter {name} (config overrides are not supported)")
         _refuse_many(model)
         await run_in_threadpool(tables.load, model)
-        return as_json({})
+        return ModelChanged()
 
-    @router.post("/repository/models/{model}/unload", responses=_ADMIN, dependencies=[Depends(require_admin)])
-    async def unload_model(model: str, request: Request) -> Response:
+    @router.post("/repository/models/{model}/unload", **change)
+    async def unload_model(model: str, request: Request) -> ModelChanged:
         """Stop serving a table until it is loaded again; answers when it is served no longer."""
-        _decode(await read_body(request), _Change)
+        _decode(await read_body(request), ModelChange)
         _refuse_many(model)
         await run_in_threadpool(tables.unload, model)
-        return as_json({})
+        return ModelChanged()
 
 
 def _decode(body: bytes, kind: type[_Body]) -> _Body:
@@ -155,8 +225,7 @@ def _refuse_many(model: str) -> None:
 
 def _tables_of(tables: Registry, model: str, version: str | None) -> dict[str, Table]:
     """The tables that a model answers from; an error when it does not."""
-    if not tables.started:
-        raise NotReady("tables are still being loaded")
+    check_started(tables)
     snapshot = tables.snapshot
     if version is not None and not NUMBER.fullmatch(version):
         raise BadRequest(f"version {clip(version)} is not a version number")
@@ -170,8 +239,7 @@ def _tables_of(tables: Registry, model: str, version: str | None) -> dict[str, T
     return dict(sorted(served.items()))
 
 
-def _describe(tables: Registry, model: str, version: str | None) -> dict[str, Any]:
-    """A model's metadata."""
+def _metadata(tables: Registry, model: str, version: str | None) -> ModelMetadata:
     served = _tables_of(tables, model, version)
     snapshot = tables.snapshot
     if model == MANY:
@@ -182,40 +250,47 @@ def _describe(tables: Registry, model: str, version: str | None) -> dict[str, An
     inputs, outputs = [], []
     for name, table in served.items():
         prefix = "" if model != MANY else f"{name}."
-        datatype = "BYTES" if table.ids.key_type is str else "INT64"
+        datatype = "BYTES" if table.ids.id_type is str else "INT64"
         inputs += [
-            _tensor(name, datatype, -1),
-            _tensor(prefix + OFFSETS, "INT64", -1),
-            _tensor(prefix + WEIGHTS, "FP32", -1),
+            TensorMetadata(name, datatype, [-1]),
+            TensorMetadata(prefix + OFFSETS, "INT64", [-1]),
+            TensorMetadata(prefix + WEIGHTS, "FP32", [-1]),
         ]
         outputs += [
-            _tensor(name if prefix else EMBEDDINGS, "FP32", -1, table.embedding_dim),
-            _tensor(prefix + FOUND, "BOOL", -1),
+            TensorMetadata(name if prefix else EMBEDDINGS, "FP32", [-1, table.embedding_dim]),
+            TensorMetadata(prefix + FOUND, "BOOL", [-1]),
         ]
-    return {"name": model, "versions": versions, "platform": platform, "inputs": inputs, "outputs": outputs}
+    return ModelMetadata(model, versions, platform, inputs, outputs)
 
 
-def _tensor(name: str, datatype: str, *shape: int) -> dict[str, Any]:
-    return {"name": name, "datatype": datatype, "shape": shape}
+def _config(metadata: ModelMetadata) -> ModelConfig:
+    def tensors(described: list[TensorMetadata]) -> list[TensorConfig]:
+        return [
+            TensorConfig(
+                tensor.name,
+                f"TYPE_{tensor.datatype.replace('BYTES', 'STRING')}",
+                tensor.shape,
+                True if tensor.name.rpartition(".")[2] in (OFFSETS, WEIGHTS) else None,
+            )
+            for tensor in described
+        ]
+
+    return ModelConfig(metadata.name, metadata.platform, 0, tensors(metadata.inputs), tensors(metadata.outputs))
 
 
-def _index(tables: Registry) -> list[dict[str, str]]:
+def _index(tables: Registry) -> list[RepositoryEntry]:
     """An entry for each version known here, and for each table of the store that has none."""
-    withheld = tables.withheld.read()
+    unloaded = tables.unloaded.read()
     entries = [
-        _entry(name, str(version), _STATES[status.state], status.reason)
+        RepositoryEntry(name, str(version), _STATES[status.state], status.reason)
         for (name, version), status in sorted(tables.status().items())
-        if name not in withheld and name != MANY
+        if name not in unloaded and name != MANY
     ]
-    known = {entry["name"] for entry in entries}
+    known = {entry.name for entry in entries}
     for name in tables.store.tables():
         if name not in known and name != MANY:
-            reason = "unloaded" if name in withheld else "not loaded"
-            entries.append(_entry(name, str(tables.store.versions(name)[-1]), "UNAVAILABLE", reason))
+            reason = "unloaded" if name in unloaded else "not loaded"
+            entries.append(RepositoryEntry(name, str(tables.store.versions(name)[-1]), "UNAVAILABLE", reason))
     if tables.snapshot.latest:
-        entries += [_entry(MANY, release, "READY", "") for release in tables.snapshot.releases or [""]]
+        entries += [RepositoryEntry(MANY, release, "READY", "") for release in tables.snapshot.releases or [""]]
     return entries
-
-
-def _entry(name: str, version: str, state: str, reason: str) -> dict[str, str]:
-    return {"name": name, "version": version, "state": state, "reason": reason}

@@ -1,4 +1,4 @@
-"""A circuit breaker: after a few failures in a row nobody asks any more, until one probe says that it works again.
+"""A circuit breaker: after a few failures in a row no request is made, until a probe succeeds.
 
 closed -> open after `failures` in a row, or at once on `trip`. open -> half_open when its wait is over: one probe, made
 in the background, decides. Each time it opens again before anything has worked, it waits twice as long, with jitter so
@@ -23,16 +23,16 @@ class Breaker:
         changed: Callable[[str], None] | None = None,
         *,
         failures: int = 3,
-        least_s: float = 1.0,
-        most_s: float = 30.0,
+        min_wait_s: float = 1.0,
+        max_wait_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.state = CLOSED
-        self._changed, self._failures, self._least_s, self._most_s = changed, failures, least_s, most_s
+        self._changed, self._failures, self._min_wait_s, self._max_wait_s = changed, failures, min_wait_s, max_wait_s
         self._clock, self._chance = clock, chance
         self._in_a_row = 0
-        self._backoff_s = least_s
+        self._backoff_s = min_wait_s
         self._probe_at = 0.0
         if changed:
             changed(CLOSED)
@@ -41,7 +41,7 @@ class Breaker:
         """Something that was asked for worked: failures before it are forgotten, and so are earlier waits."""
         if self.state == CLOSED:
             self._in_a_row = 0
-            self._backoff_s = self._least_s
+            self._backoff_s = self._min_wait_s
 
     def failure(self) -> None:
         """Something failed or took too long."""
@@ -54,7 +54,7 @@ class Breaker:
         if self.state == OPEN:
             return
         self._probe_at = self._clock() + self._backoff_s * (1 + JITTER * (2 * self._chance() - 1))
-        self._backoff_s = min(2 * self._backoff_s, self._most_s)
+        self._backoff_s = min(2 * self._backoff_s, self._max_wait_s)
         self._become(OPEN)
 
     def wait_s(self) -> float:

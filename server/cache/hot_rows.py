@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
 
-class HotTier:
+class HotRows:
     """Vectors of row numbers of one immutable version, at most `num_rows` of them, in at most `num_bytes`.
 
     Any thread may call. A call runs under the GIL in pieces of a few thousand ids, each of them atomic: nothing waits

@@ -10,8 +10,8 @@ rest before computing it (redis). `off` always computes, `on` always asks, `auto
 * Redis is tried where the misses of a lookup take longer to compute than a round trip. It stays while asking for a row
   takes less time than computing one times the share of rows that it has.
 
-Lookups of different sizes are compared by what computing them took at load. To join takes a clear gain, to leave any
-loss at all. Nothing is random: the same times give the same decisions.
+Lookups of different sizes are compared by what computing them took at load. A cache is enabled by a clear gain, and
+disabled by any loss. Nothing is random: the same times give the same decisions.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-COMPUTE, LOCAL, REDIS = "compute", "local", "redis"
+from server.metrics.families import BATCHES, CHOICES
+
+COMPUTE, LOCAL, REDIS = CHOICES
 MODES = ("off", "on", "auto")
-BATCHES = ("1-15", "16-127", "128-1023", "1024+")
 BATCH_SIZES = (8, 64, 512, 2048)
-"""A typical number of ids of each."""
-WORTH_A_TRIAL = 0.7
+"""A typical number of ids of each of BATCHES."""
+TRIAL_COST_RATIO = 0.7
 """A tier is tried where a hit costs less than this share of computing."""
-JOIN, LEAVE = 0.9, 1.0
+ENABLE_BELOW_RATIO, DISABLE_ABOVE_RATIO = 0.9, 1.0
+"""Cost as a share of computing, below which a cache is used and above which it no longer is."""
 TRIAL_S = 10.0
 TRIAL_SAMPLES = 64
-AGAIN_S, MOST_AGAIN_S = 30.0, 600.0
+RETRIAL_BACKOFF_S, MAX_RETRIAL_BACKOFF_S = 30.0, 600.0
 ROUND_TRIP_S = 100e-6
 """What asking Redis costs at the very least."""
 SETTLED_MASK = 1023
@@ -97,9 +99,14 @@ class _Batch:
         self.trial_ends = 0.0
         self.local_at, self.redis_at = now, now
         """When each may be tried (again)."""
-        self.local_pause = self.redis_pause = AGAIN_S
+        self.local_pause = self.redis_pause = RETRIAL_BACKOFF_S
         self.num_ids = 0.0
         """Rows that a lookup would ask Redis for, on average."""
+
+
+def _batch_class(num_ids: int) -> int:
+    """Index into BATCHES of a lookup of this many ids."""
+    return 0 if num_ids < 16 else 1 if num_ids < 128 else 2 if num_ids < 1024 else 3
 
 
 class CachePolicy:
@@ -116,8 +123,6 @@ class CachePolicy:
         if mode not in MODES:
             raise ValueError(f"cache must be one of {', '.join(MODES)}, got {mode!r}")
         self.mode = mode
-        self.watch = False
-        """Whether the lookup that was just chosen for is to be timed and observed."""
         self._redis, self._clock, self._changed = redis, clock, changed
         self._batches = [_Batch(name, clock()) for name in BATCHES]
         self._points: list[tuple[int, float]] = []
@@ -135,26 +140,35 @@ class CachePolicy:
         if self._fixed is None and self._local_may_pay(known):
             self._begin_trial(known, LOCAL)
 
-    def choose(self, num_ids: int) -> str:
-        """How to answer a lookup of so many ids. Sets `watch`."""
+    def choose(self, num_ids: int) -> tuple[str, bool]:
+        """How to answer a lookup of so many ids, and whether to time and `observe` it."""
         if self._fixed is not None:
-            return self._fixed
-        at = 0 if num_ids < 16 else 1 if num_ids < 128 else 2 if num_ids < 1024 else 3
+            return self._fixed, False
+        at = _batch_class(num_ids)
         batch = self._batches[at]
         batch.count += 1
         if batch.count & batch.mask:
-            self.watch = False
-            return batch.choice
-        return self._choose_timed(batch)
+            return batch.choice, False
+        return self._choose_timed(batch), True
+
+    def skips_cache(self, num_ids: int) -> bool:
+        """Whether a lookup of this many ids is computed and not timed; counted where it is."""
+        if self._fixed is not None:
+            return self._fixed == COMPUTE
+        batch = self._batches[_batch_class(num_ids)]
+        if batch.choice != COMPUTE or not (batch.count + 1) & batch.mask:
+            return False
+        batch.count += 1
+        return True
 
     def observe(self, choice: str, num_ids: int, seconds: float, hits: int = 0, asked: int | None = None) -> None:
-        """What a watched lookup of `num_ids` cost, and how many of them the tier had.
+        """What a timed lookup of `num_ids` cost, and how many of them the tier had.
 
         Of `redis`: how long Redis took to answer for the `asked` rows that were left, and how many it had.
         """
         rows = num_ids if asked is None else asked
         if self._fixed is None and rows:
-            at = 0 if num_ids < 16 else 1 if num_ids < 128 else 2 if num_ids < 1024 else 3
+            at = _batch_class(num_ids)
             self._observe(self._batches[at], choice, rows, seconds, hits)
 
     def expected(self, num_ids: float) -> float:
@@ -190,7 +204,6 @@ class CachePolicy:
 
     def _choose_timed(self, batch: _Batch) -> str:
         """One lookup in a few: it is timed, and it is time to think."""
-        self.watch = True
         if batch.choice == COMPUTE:
             if self._clock() >= batch.local_at and self._local_may_pay(batch):
                 self._begin_trial(batch, LOCAL)
@@ -221,13 +234,13 @@ class CachePolicy:
         local, compute = batch.local.ratio, batch.compute.ratio
         if local is None or compute is None or not self._trial_is_over(batch, batch.local):
             return
-        if local > compute * (JOIN if batch.in_trial else LEAVE):
+        if local > compute * (ENABLE_BELOW_RATIO if batch.in_trial else DISABLE_ABOVE_RATIO):
             batch.local_at = self._clock() + batch.local_pause
-            batch.local_pause = min(2 * batch.local_pause, MOST_AGAIN_S)
-            self._settle(batch, COMPUTE)
+            batch.local_pause = min(2 * batch.local_pause, MAX_RETRIAL_BACKOFF_S)
+            self._decide(batch, COMPUTE)
         elif batch.in_trial:
-            batch.local_pause = AGAIN_S
-            self._settle(batch, LOCAL)
+            batch.local_pause = RETRIAL_BACKOFF_S
+            self._decide(batch, LOCAL)
 
     def _judge_redis(self, batch: _Batch) -> None:
         asking, compute = batch.redis.ratio, batch.compute.ratio
@@ -236,17 +249,17 @@ class CachePolicy:
         hopeless = asking > compute  # were every row a hit
         if not hopeless and not self._trial_is_over(batch, batch.redis):
             return
-        if asking > batch.redis.hit_rate * compute * (JOIN if batch.in_trial else LEAVE):
+        if asking > batch.redis.hit_rate * compute * (ENABLE_BELOW_RATIO if batch.in_trial else DISABLE_ABOVE_RATIO):
             batch.redis_at = self._clock() + batch.redis_pause
-            batch.redis_pause = min(2 * batch.redis_pause, MOST_AGAIN_S)
-            self._settle(batch, batch.base)
+            batch.redis_pause = min(2 * batch.redis_pause, MAX_RETRIAL_BACKOFF_S)
+            self._decide(batch, batch.base)
         elif batch.in_trial:
-            batch.redis_pause = AGAIN_S
-            self._settle(batch, REDIS)
+            batch.redis_pause = RETRIAL_BACKOFF_S
+            self._decide(batch, REDIS)
 
     def _local_may_pay(self, batch: _Batch) -> bool:
         compute = batch.compute.ratio
-        return compute is not None and (batch.hit_ratio is None or batch.hit_ratio < WORTH_A_TRIAL * compute)
+        return compute is not None and (batch.hit_ratio is None or batch.hit_ratio < TRIAL_COST_RATIO * compute)
 
     def _consider_redis(self, batch: _Batch) -> None:
         """Begin to ask Redis where computing the misses takes longer than a round trip."""
@@ -275,7 +288,7 @@ class CachePolicy:
             batch.trial_ends = now + TRIAL_S
         return now >= batch.trial_ends and cost.samples >= TRIAL_SAMPLES
 
-    def _settle(self, batch: _Batch, choice: str) -> None:
+    def _decide(self, batch: _Batch, choice: str) -> None:
         batch.in_trial = False
         self._set(batch, choice)
 

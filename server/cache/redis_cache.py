@@ -27,7 +27,7 @@ from redis.exceptions import RedisError
 from embstore.table import Table
 from server.cache.circuit_breaker import CLOSED, HALF_OPEN, OPEN, Breaker
 from server.cache.redis_codec import RowFormat
-from server.cache.redis_connection import Answer, Line, Opener
+from server.cache.redis_connection import Answer, Opener, RedisConnection
 from server.metrics.recorder import Lookups
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ CONNECT_S = 1.0
 WRITE_S = 0.25
 ROWS_A_COMMAND = 512
 BYTES_A_COMMAND = 256 << 10
-LEAST_WINDOW, MOST_WINDOW = 256 << 10, 16 << 20
+MIN_WINDOW_BYTES, MAX_WINDOW_BYTES = 256 << 10, 16 << 20
 """Bytes asked for in one lookup. What a machine moves within the timeout is found out: twice as much, half as much."""
-MOST_PENDING_BYTES = 32 << 20
+MAX_PENDING_BYTES = 32 << 20
 PROBE = b"*1\r\n$4\r\nPING\r\n*2\r\n$4\r\nMGET\r\n$3\r\ne:?\r\n"
 """As lookups do: a user that may greet but not read does not close the breaker."""
 
 
-class RedisTier:
+class RedisCache:
     """Reads and writes rows of tables in one Redis. Of the event loop; where any thread may call, it is said."""
 
     def __init__(
@@ -68,7 +68,7 @@ class RedisTier:
         self._breaker = breaker or Breaker(lookups.set_breaker)
         self._writes = writes or Breaker()  # a full or read-only Redis can still be read
         self._formats: WeakKeyDictionary[Table, RowFormat] = WeakKeyDictionary()
-        self._idle: list[Line] = []
+        self._idle: list[RedisConnection] = []
         self._num_open = 0
         self._window = 1 << 20
         self._queue: deque[tuple[RowFormat, Rows, Floats]] = deque()
@@ -103,24 +103,24 @@ class RedisTier:
         asked_M = rows_M[: max(1, self._window // format_.value_bytes)]
         step = _rows_a_command(format_)
         num_commands = -(-len(asked_M) // step)
-        line = self._idle.pop()
+        connection = self._idle.pop()
         began = time.perf_counter()
         try:
-            answer = await line.ask(format_.get_command(asked_M, step), num_commands, self._timeout_s)
+            answer = await connection.ask(format_.get_command(asked_M, step), num_commands, self._timeout_s)
         finally:
-            self._give_back(line)
+            self._give_back(connection)
         self._lookups.cache_operation("get", time.perf_counter() - began)
-        num_read, trouble = self._read(table, format_, asked_M, step, answer, line, out_MD, hits_M)
+        num_read, trouble = self._read(table, format_, asked_M, step, answer, connection, out_MD, hits_M)
         whole = num_read == len(asked_M)
         if whole:
             self._breaker.success()
             if len(asked_M) < len(rows_M):
-                self._window = min(2 * self._window, MOST_WINDOW)
+                self._window = min(2 * self._window, MAX_WINDOW_BYTES)
             return hits_M
         self._lookups.cache_count(table.name, "redis", "error", len(asked_M) - num_read)
         self._lookups.cache_error("get")
-        if num_read and self._window > LEAST_WINDOW:  # it answers, but not so much in so short a time
-            self._window = max(LEAST_WINDOW, self._window // 2)
+        if num_read and self._window > MIN_WINDOW_BYTES:  # it answers, but not so much in so short a time
+            self._window = max(MIN_WINDOW_BYTES, self._window // 2)
         else:
             self._failed("get", trouble)
         return hits_M
@@ -140,7 +140,7 @@ class RedisTier:
             return
         format_ = self._format(table)
         num_bytes = len(rows_M) * format_.value_bytes
-        if not self._may_write() or self._pending_bytes + num_bytes > MOST_PENDING_BYTES:
+        if not self._may_write() or self._pending_bytes + num_bytes > MAX_PENDING_BYTES:
             self.dropped += len(rows_M)
             return
         self._queue.append((format_, rows_M, vectors_MD))
@@ -175,7 +175,7 @@ class RedisTier:
         asked_M: Rows,
         step: int,
         answer: Answer,
-        line: Line,
+        connection: RedisConnection,
         out_MD: Floats,
         hits_M: NDArray[np.bool_],
     ) -> tuple[int, str]:
@@ -189,7 +189,7 @@ class RedisTier:
                 break
             if not isinstance(reply, list) or len(reply) != num_wanted:
                 trouble = "a reply to something else"
-                line.close()
+                connection.close()
                 break
             values += reply
         num_read = len(values)
@@ -197,7 +197,7 @@ class RedisTier:
             try:
                 checked = format_.read(asked_M[:num_read], values, out_MD[:num_read])
             except (TypeError, ValueError) as error:
-                line.close()
+                connection.close()
                 return 0, f"a reply to something else: {error}"
             hits_M[:num_read] = checked.hits_K
             num_hits = int(np.count_nonzero(checked.hits_K))
@@ -226,7 +226,7 @@ class RedisTier:
             self._breaker.failure()
         if self._breaker.state == OPEN and before != OPEN:
             wait_s = round(self._breaker.wait_s(), 1)
-            log.warning("redis failed; computing until it is back", op=op, error=trouble, seconds=wait_s)
+            log.warning("redis circuit breaker opened; falling back to compute", op=op, error=trouble, seconds=wait_s)
             while self._idle:
                 self._idle[-1].close()
             self._wake.set()
@@ -241,19 +241,19 @@ class RedisTier:
             self._thread = threading.get_ident()
             self._tasks = [loop.create_task(self._keep_connected()), loop.create_task(self._keep_writing())]
 
-    def _give_back(self, line: Line) -> None:
+    def _give_back(self, connection: RedisConnection) -> None:
         """The connection is free again, unless it is closed."""
-        if line.closed:
+        if connection.closed:
             return
         if self._closed or self._breaker.state != CLOSED:
-            line.close()
+            connection.close()
         else:
-            self._idle.append(line)
+            self._idle.append(connection)
 
-    def _lost(self, line: Line) -> None:
+    def _lost(self, connection: RedisConnection) -> None:
         self._num_open -= 1
-        if line in self._idle:
-            self._idle.remove(line)
+        if connection in self._idle:
+            self._idle.remove(connection)
         self._wake.set()
 
     async def _keep_connected(self) -> None:
@@ -281,10 +281,10 @@ class RedisTier:
     async def _add_connection(self) -> bool:
         """One more connection, after a PING over it; when there is none at all the breaker is open."""
         began = time.perf_counter()
-        line = None
+        connection = None
         try:
-            line = await self._open()
-            answer = await line.ask(PROBE, 2, max(self._timeout_s, 0.001))
+            connection = await self._open()
+            answer = await connection.ask(PROBE, 2, max(self._timeout_s, 0.001))
             bad = [str(reply) for reply in answer.replies if isinstance(reply, hiredis.ReplyError)]
             trouble = answer.trouble or (bad[0] if bad else "")
             if not trouble and answer.replies != [b"PONG", [None]]:
@@ -293,26 +293,26 @@ class RedisTier:
             trouble = str(error) or type(error).__name__
         self._lookups.cache_operation("ping", time.perf_counter() - began)
         was_open = self._breaker.state != CLOSED
-        if not trouble and line is not None and not line.closed:
+        if not trouble and connection is not None and not connection.closed:
             if was_open:
-                log.info("redis is back")
+                log.info("redis circuit breaker closed")
                 self._breaker.end_probe(True)
-            self._give_back(line)
+            self._give_back(connection)
             return True
         self._lookups.cache_error("ping")
-        if line is not None:
-            line.close()
+        if connection is not None:
+            connection.close()
         if was_open:
             self._breaker.end_probe(False)
         elif not self._num_open:
             self._failed("ping", trouble, at_once=True)
         return False
 
-    async def _open(self) -> Line:
+    async def _open(self) -> RedisConnection:
         """A connection that is counted until it is lost."""
-        line = await Line.open(self._opener, self._lost)
+        connection = await RedisConnection.open(self._opener, self._lost)
         self._num_open += 1
-        return line
+        return connection
 
     # Writing
 
@@ -325,7 +325,7 @@ class RedisTier:
 
     async def _keep_writing(self) -> None:
         """Write what is queued, a few hundred rows at a time, over a connection that nobody else uses."""
-        line: Line | None = None
+        connection: RedisConnection | None = None
         try:
             while True:
                 while not self._queue:
@@ -337,28 +337,28 @@ class RedisTier:
                 step = _rows_a_command(format_)
                 for start in range(0, len(rows_M), step):
                     rows, vectors = rows_M[start : start + step], vectors_MD[start : start + step]
-                    if self._may_write() and (line is None or line.closed):
-                        line = await self._open_writer()
-                    if line is None or line.closed or not self._may_write():
+                    if self._may_write() and (connection is None or connection.closed):
+                        connection = await self._open_writer()
+                    if connection is None or connection.closed or not self._may_write():
                         self.dropped += len(rows)
                     else:
-                        await self._write(line, format_, rows, vectors)
+                        await self._write(connection, format_, rows, vectors)
         finally:
-            if line is not None:
-                line.close()
+            if connection is not None:
+                connection.close()
 
-    async def _open_writer(self) -> Line | None:
+    async def _open_writer(self) -> RedisConnection | None:
         try:
-            return await Line.open(self._opener, lambda _: None)
+            return await RedisConnection.open(self._opener, lambda _: None)
         except (RedisError, OSError, ValueError) as error:
             self._lookups.cache_error("put")
             self._failed("put", str(error) or type(error).__name__)
             return None
 
-    async def _write(self, line: Line, format_: RowFormat, rows: Rows, vectors: Floats) -> None:
+    async def _write(self, connection: RedisConnection, format_: RowFormat, rows: Rows, vectors: Floats) -> None:
         began = time.perf_counter()
         try:
-            answer = await line.ask(format_.set_command(rows, vectors), len(rows), max(WRITE_S, self._timeout_s))
+            answer = await connection.ask(format_.set_command(rows, vectors), len(rows), max(WRITE_S, self._timeout_s))
         except (ValueError, TypeError):  # arrays that are no rows: a mistake in this program, to be seen and survived
             log.exception("rows that cannot be written")
             self.dropped += len(rows)
@@ -377,7 +377,7 @@ class RedisTier:
         elif self._writes.state != OPEN:
             self._writes.trip()
             wait_s = round(self._writes.wait_s(), 1)
-            log.warning("redis takes no rows; not writing for a while", error=refused[0], seconds=wait_s)
+            log.warning("redis rejected writes; writes paused", error=refused[0], seconds=wait_s)
 
 
 def _rows_a_command(format_: RowFormat) -> int:

@@ -61,10 +61,10 @@ class Opener:
         return connection
 
 
-class Line(asyncio.Protocol):
+class RedisConnection(asyncio.Protocol):
     """A connection; `closed` once it is of no use any more."""
 
-    def __init__(self, lost: Callable[[Line], None]) -> None:
+    def __init__(self, lost: Callable[[RedisConnection], None]) -> None:
         self.closed = False
         self._lost = lost
         self._reader = hiredis.Reader(notEnoughData=_MORE)
@@ -78,22 +78,22 @@ class Line(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
 
     @classmethod
-    async def open(cls, opener: Opener, lost: Callable[[Line], None]) -> Line:
-        """Connect and log in; `lost(line)` is called once, when the connection ends. RedisError or OSError if not."""
-        connection = opener.connection()
-        line = cls(lost)
+    async def open(cls, opener: Opener, lost: Callable[[RedisConnection], None]) -> RedisConnection:
+        """Connect and log in; `lost` is called once, when the connection ends. RedisError or OSError if not."""
+        opened = opener.connection()
+        connection = cls(lost)
         try:
             async with asyncio.timeout(opener.timeout_s):
-                await connection.connect()  # type: ignore[no-untyped-call]
-            writer = connection._writer
+                await opened.connect()  # type: ignore[no-untyped-call]
+            writer = opened._writer
             if writer is None or writer.transport.is_closing():
                 raise ConnectionResetError("closed as soon as it was opened")
-            line._transport, line._connection = writer.transport, connection
-            writer.transport.set_protocol(line)
+            connection._transport, connection._connection = writer.transport, opened
+            writer.transport.set_protocol(connection)
         except BaseException:
-            connection._close()  # type: ignore[no-untyped-call]
+            opened._close()  # type: ignore[no-untyped-call]
             raise
-        return line
+        return connection
 
     async def ask(self, command: bytes, num_replies: int, timeout_s: float) -> Answer:
         """Send commands that have so many replies, all in one piece, and wait for the replies, no longer than this."""
@@ -128,7 +128,7 @@ class Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None or self._waiter.done():
-            self._end("bytes that nobody asked for")
+            self._end("unexpected bytes")
             return
         self._hopeful = True
         try:

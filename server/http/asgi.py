@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from embstore.errors import Unauthorized
-from server.http.auth import OPEN_PATHS, Keys
+from server.http.auth import OPEN_PATHS, ApiKeys
 from server.http.messages import Reply, Request
 from server.http.routing import Route
 from server.http.services import Services
@@ -22,7 +22,7 @@ Inner = Callable[[Scope, Receive, Send], Awaitable[None]]
 class App:
     """What uvicorn runs. Its protocol, `server.http.protocol`, answers lookups with `services`; the rest comes here."""
 
-    def __init__(self, inner: Inner, services: Services, keys: Keys, is_loaded: Callable[[], bool]) -> None:
+    def __init__(self, inner: Inner, services: Services, keys: ApiKeys, is_loaded: Callable[[], bool]) -> None:
         """is_loaded: whether the store was looked at once."""
         self.inner, self.services, self.keys, self.is_loaded = inner, services, keys, is_loaded
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from fastapi import Request
 
+from embstore.common.api_keys import read_api_keys
 from embstore.errors import ConfigError, Forbidden, Unauthorized
 
 MIN_KEY_BYTES = 8
@@ -18,7 +19,7 @@ OPEN_PATHS = ("/metrics", "/docs", "/openapi.json", "/docs/oauth2-redirect", "/r
 """Beside probes, what needs no key: metrics, for who runs the server, and the documentation."""
 
 
-class Keys:
+class ApiKeys:
     """Keys for calls and for administration; an admin key opens both."""
 
     def __init__(self, keys: list[bytes], admin_keys: list[bytes], *, host: str) -> None:
@@ -28,33 +29,39 @@ class Keys:
         self._local = _is_loopback(host)
 
     @staticmethod
-    def read(keys: Path | None, admin_keys: Path | None, *, host: str) -> Keys:
+    def read(keys: Path | None, admin_keys: Path | None, *, host: str) -> ApiKeys:
         """Keys of files, one a line; ConfigError says what is wrong with a file."""
-        return Keys(_keys_of(keys), _keys_of(admin_keys), host=host)
+        return ApiKeys(_read(keys), _read(admin_keys), host=host)
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
         """Unauthorized unless the call carries a key, where keys are needed."""
         if not self.open:
-            _check_known(self._any, _given(headers), "an API key")
+            _check_known(self._any, _given(headers), "API key")
 
-    def check_admin(self, headers: Mapping[bytes, bytes]) -> None:
-        """Unauthorized without a key that is known, Forbidden unless it may change what is served."""
+    def check_admin(self, headers: Mapping[bytes, bytes], *, over_uds: bool = False) -> None:
+        """Unauthorized without a key that is known, Forbidden unless it may change what is served.
+
+        Whoever may write to the server's Unix-domain socket is on this machine (`over_uds`), wherever TCP listens.
+        """
         if not self._admin:
-            if not self._local:
-                raise Forbidden("changes are off: this server listens beyond loopback and has no admin_keys_file")
+            if not (self._local or over_uds):
+                raise Forbidden(
+                    "admin calls are disabled: the server is bound to a non-loopback address and "
+                    "admin_keys_file is not set"
+                )
             _check_no_page(headers)
             self.check(headers)
             return
         given = _given(headers)
-        _check_known([*self._any, *self._admin], given, "an admin key")
+        _check_known([*self._any, *self._admin], given, "admin API key")
         if not _holds(self._admin, given):
-            raise Forbidden("this API key is for lookups alone: the call needs an admin key, of admin_keys_file")
+            raise Forbidden("admin API key required (keys are listed in admin_keys_file)")
 
 
 def require_admin(request: Request) -> None:
     """FastAPI dependency of the calls that change what is served."""
-    keys: Keys = request.app.state.keys
-    keys.check_admin(dict(request.scope["headers"]))
+    keys: ApiKeys = request.app.state.keys
+    keys.check_admin(dict(request.scope["headers"]), over_uds=request.scope.get("over_uds", False))
 
 
 def _check_no_page(headers: Mapping[bytes, bytes]) -> None:
@@ -67,7 +74,8 @@ def _check_no_page(headers: Mapping[bytes, bytes]) -> None:
     foreign = origin is not None and origin.decode("latin-1").partition("://")[2] != host
     if foreign or not _is_loopback(named) or any(name in headers for name in _FORWARDED):
         raise Forbidden(
-            "without an admin_keys_file changes are for callers that name this machine by its loopback address"
+            "admin calls without admin_keys_file are accepted only from loopback "
+            "(Host must be localhost, no forwarding headers)"
         )
 
 
@@ -84,9 +92,9 @@ def _given(headers: Mapping[bytes, bytes]) -> bytes:
 def _check_known(keys: list[bytes], given: bytes, needed: str) -> None:
     """Unauthorized unless what is given is one of the keys."""
     if not given:
-        raise Unauthorized(f"this call needs {needed}, as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+        raise Unauthorized(f"{needed} required (send `Authorization: Bearer KEY` or `X-API-Key: KEY`)")
     if not _holds(keys, given):
-        raise Unauthorized(f"this API key is not known; the call needs {needed}")
+        raise Unauthorized(f"unknown API key; {needed} required")
 
 
 def _holds(keys: list[bytes], given: bytes) -> bool:
@@ -96,16 +104,13 @@ def _holds(keys: list[bytes], given: bytes) -> bool:
     return found
 
 
-def _keys_of(path: Path | None) -> list[bytes]:
+def _read(path: Path | None) -> list[bytes]:
     if path is None:
         return []
     try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ConfigError(f"keys file {path}: {error.strerror or error}") from error
-    keys = [line.strip() for line in lines if line.strip() and not line.startswith(b"#")]
-    if not keys:
-        raise ConfigError(f"keys file {path} holds no key: put one on each line")
+        keys = [key.encode() for key in read_api_keys(path)]
+    except ConfigError as error:
+        raise ConfigError(f"keys file {error}") from error
     if any(len(key) < MIN_KEY_BYTES for key in keys):
         raise ConfigError(f"keys file {path} holds a key of fewer than {MIN_KEY_BYTES} characters")
     return keys

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import socket
 import sys
 import termios
 import time
@@ -45,6 +46,7 @@ class Connection(HttpToolsProtocol):
         self.current: Any = None
         """Whose turn it is: the cycle, ours or uvicorn's, that is being answered."""
         self.fd = -1
+        self.over_uds = False
         self.idle_since: float | None = None
         self.receiving_since: float | None = None
         self.lingers_until: float | None = None
@@ -66,8 +68,10 @@ class Connection(HttpToolsProtocol):
             transport.abort()
             return
         self.idle_since = time.monotonic()
+        connection = transport.get_extra_info("socket")
+        self.over_uds = connection is not None and connection.family == socket.AF_UNIX
         if transport.get_extra_info("sslcontext") is None:
-            self.fd = transport.get_extra_info("socket").fileno()
+            self.fd = connection.fileno()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Every cycle that is not answered has lost its client."""

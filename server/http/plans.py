@@ -48,6 +48,10 @@ class Plans:
         self._young: dict[bytes, Plan] = {}
         self._old: dict[bytes, Plan] = {}
 
+    def __len__(self) -> int:
+        """Plans that are kept."""
+        return len(self._young) + len(self._old)
+
     def find(self, head: bytes) -> Plan | None:
         """The plan of a head, None where it has none."""
         plan = self._young.get(head)

@@ -2,82 +2,48 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import orjson
 
 from embstore.errors import EmbstoreError
 
-STATUS = {
-    "malformed_request": 400,
-    "unauthorized": 401,
-    "forbidden": 403,
-    "table_not_found": 404,
-    "version_not_found": 404,
-    "label_not_found": 404,
-    "release_not_found": 404,
-    "not_found": 404,
-    "method_not_allowed": 405,
-    "request_timeout": 408,
-    "conflict": 409,
-    "too_many_ids": 413,
-    "body_too_large": 413,
-    "unsupported_media_type": 415,
-    "unprocessable": 422,
-    "wrong_dtype": 422,
-    "id_out_of_range": 422,
-    "overloaded": 429,
-    "head_too_large": 431,
-    "internal": 500,
-    "store_failed": 503,
-    "not_ready": 503,
-    "draining": 503,
-    "device_failed": 503,
-    "deadline_exceeded": 504,
+
+class Kind(NamedTuple):
+    """What an error of one code is: its status and title, and what `embstore_rejected_total` counts it as."""
+
+    status: int
+    title: str
+    reason: str = "malformed"
+
+
+KINDS = {
+    "malformed_request": Kind(400, "Malformed request"),
+    "unauthorized": Kind(401, "API key required", "unauthorized"),
+    "forbidden": Kind(403, "Forbidden", "unauthorized"),
+    "table_not_found": Kind(404, "Unknown table", "not_found"),
+    "version_not_found": Kind(404, "Unknown version", "not_found"),
+    "label_not_found": Kind(404, "Unknown label", "not_found"),
+    "release_not_found": Kind(404, "Unknown release", "not_found"),
+    "not_found": Kind(404, "Not found"),
+    "method_not_allowed": Kind(405, "Method not allowed"),
+    "request_timeout": Kind(408, "Request timeout"),
+    "conflict": Kind(409, "Conflict"),
+    "too_many_ids": Kind(413, "Too many ids", "too_large"),
+    "body_too_large": Kind(413, "Body too large", "too_large"),
+    "unsupported_media_type": Kind(415, "Unsupported media type"),
+    "unprocessable": Kind(422, "Value not allowed"),
+    "wrong_dtype": Kind(422, "Invalid id dtype"),
+    "id_out_of_range": Kind(422, "Id out of range", "id_out_of_range"),
+    "overloaded": Kind(429, "Overloaded", "overloaded"),
+    "head_too_large": Kind(431, "Request header fields too large"),
+    "internal": Kind(500, "Internal error", "internal"),
+    "store_failed": Kind(503, "Store failed", "not_ready"),
+    "not_ready": Kind(503, "Not ready", "not_ready"),
+    "draining": Kind(503, "Shutting down", "draining"),
+    "device_failed": Kind(503, "Device failed", "not_ready"),
+    "deadline_exceeded": Kind(504, "Deadline exceeded", "deadline"),
 }
-TITLE = {
-    "malformed_request": "The request cannot be understood",
-    "unauthorized": "An API key is needed",
-    "forbidden": "Not allowed",
-    "table_not_found": "No such table",
-    "version_not_found": "No such version",
-    "label_not_found": "No such label",
-    "release_not_found": "No such release",
-    "not_found": "No such resource",
-    "method_not_allowed": "Method not allowed",
-    "request_timeout": "The request took too long to arrive",
-    "conflict": "Conflict with the present state",
-    "too_many_ids": "Too many ids",
-    "body_too_large": "Body too large",
-    "unsupported_media_type": "Unsupported media type",
-    "unprocessable": "A value is not allowed",
-    "wrong_dtype": "Ids of the wrong type",
-    "id_out_of_range": "Id out of range",
-    "overloaded": "Overloaded",
-    "head_too_large": "The head of the request is too large",
-    "internal": "Internal error",
-    "store_failed": "The store cannot be read or written",
-    "not_ready": "Not ready",
-    "draining": "Shutting down",
-    "device_failed": "The device has failed",
-    "deadline_exceeded": "Deadline exceeded",
-}
-_REASONS = {
-    "table_not_found": "not_found",
-    "version_not_found": "not_found",
-    "label_not_found": "not_found",
-    "release_not_found": "not_found",
-    "too_many_ids": "too_large",
-    "body_too_large": "too_large",
-    "id_out_of_range": "id_out_of_range",
-    "not_ready": "not_ready",
-    "device_failed": "not_ready",
-    "draining": "draining",
-    "internal": "internal",
-    "overloaded": "overloaded",
-    "deadline_exceeded": "deadline",
-    "unauthorized": "unauthorized",
-    "forbidden": "unauthorized",
-}
-"""What a problem counts as; whatever is not here is the request's own fault: malformed."""
 MEDIA_TYPE = b"application/problem+json"
 
 
@@ -85,28 +51,28 @@ def problem(
     code: str, detail: str, instance: str, facts: dict[str, str | int] | None = None, *, on_v2: bool = False
 ) -> tuple[int, bytes]:
     """Status and body of a problem. `instance` is the request's id; clients of /v2 read the text at `error`."""
-    status = STATUS[code]
+    kind = KINDS[code]
     body = {
         "type": f"urn:embstore:problem:{code}",
-        "title": TITLE[code],
-        "status": status,
+        "title": kind.title,
+        "status": kind.status,
         "detail": detail,
         "instance": instance,
         "code": code,
     }
-    return status, orjson.dumps((facts or {}) | body | ({"error": detail} if on_v2 else {}))
+    return kind.status, orjson.dumps((facts or {}) | body | ({"error": detail} if on_v2 else {}))
 
 
 def problem_of(error: EmbstoreError, instance: str, *, on_v2: bool = False) -> tuple[int, bytes]:
     """Status and body for an error of ours; what has no place in a reply becomes a plain 500."""
-    if error.code not in STATUS:
+    if error.code not in KINDS:
         return problem("internal", "the server failed to answer this request", instance, on_v2=on_v2)
     return problem(error.code, str(error), instance, error.facts, on_v2=on_v2)
 
 
 def reason_of(code: str) -> str:
     """What `embstore_rejected_total` calls an error of this code."""
-    return _REASONS.get(code, "internal" if code not in STATUS else "malformed")
+    return KINDS[code].reason if code in KINDS else "internal"
 
 
 def clip(text: str, length: int = 40) -> str:

@@ -194,6 +194,7 @@ class LookupProtocol(Connection):
         """This request is uvicorn's: give it the scope that `on_message_begin` did not make."""
         url, headers = self.url, self.headers
         super().on_message_begin()
+        self.scope["over_uds"] = self.over_uds  # type: ignore[typeddict-unknown-key]
         self.url = url
         self.expect_100_continue = any(
             name == b"expect" and b"100-continue" in value.lower() for name, value in headers

@@ -1,19 +1,19 @@
-"""Joins lookups: one thread owns the device, and what is waiting for it when it is free goes into one launch.
+"""Dynamic batching: one thread owns the device, and what is queued when the device is free goes into one launch.
 
 Where starting a launch costs more than the ids in it, requests that arrive while one is running better wait for its end
-and go together; `joins` finds out. Nobody waits for company unless `wait_s` says so: an idle device takes a request at
-once.
+and go together; `uses_batching` finds out. No request waits for others unless `max_delay_s` says so: an idle device
+takes a request at once.
 
     event loop                                   device thread
     fetch: ids to rows, range checked     ->     all that wait for one version, up to max_ids ids
     futures of the whole batch            <-     one launch, vectors handed out to each request
 
 Versions take turns in the order in which their oldest request came; one with more than a launch holds goes to the end
-of the line. A request that was cancelled before its launch is left out of it. One that fails does so alone where its
+of the queue. A request that was cancelled before its launch is left out of it. One that fails does so alone where its
 ids are at fault, because they are checked before it waits; a launch that fails, fails for all that were in it, and is
 not tried again: what breaks a launch is the device.
 
-When the device is sick (`problem`), requests are refused at once, readiness answers 503, and the process has to be
+When the device has failed (`problem`), requests are refused at once, readiness answers 503, and the process has to be
 restarted by whatever supervises it: a CUDA context that has failed does not come back.
 """
 
@@ -36,7 +36,7 @@ import structlog
 
 from embstore.device import Part, device_named, hand_out
 from embstore.errors import DeviceFailed, Draining, NotReady, Overloaded
-from embstore.ids import Keys
+from embstore.ids import Ids
 from embstore.table import Fetched, Floats, Resolved, Table
 
 log = structlog.get_logger()
@@ -48,13 +48,13 @@ STUCK_SECONDS = 30.0
 CLOSE_SECONDS = 5.0
 PROBE_IDS, PROBE_ROUNDS = 1_000, 15
 PAYS = 0.9
-"""Joining pays when one launch for two requests takes less than this share of the time of two."""
+"""Batching pays when one launch for two requests takes less than this share of the time of two."""
 
 
 class Launches(Protocol):
     """Where launches are counted; called on the event loop."""
 
-    def join(self, num_requests: int, num_ids: int) -> None:
+    def count_batch(self, num_requests: int, num_ids: int) -> None:
         """One launch of so many requests with so many ids."""
 
 
@@ -70,7 +70,7 @@ class _Waiter:
         return len(self.resolved.rows_B)
 
 
-class _Line:
+class _Queue:
     """Requests for one version, the oldest first."""
 
     __slots__ = ("num_ids", "waiters")
@@ -104,25 +104,25 @@ class _Line:
         self.num_ids = sum(waiter.num_ids for waiter in self.waiters)
 
 
-class Joiner:
-    """Looks keys up on a thread of its own, several requests at a time; made once a process, after it forked.
+class DynamicBatcher:
+    """Looks ids up on a thread of its own, several requests at a time; made once a process, after it forked.
 
-    wait_s: how long a request may wait for company on an idle device. max_ids: ids of a launch, unless one request has
-    more. max_pending: requests that may wait. stuck_s: how long a launch may take before `problem` says it hangs.
+    max_delay_s: how long a request may wait for others on an idle device. max_ids: ids of a launch, unless one request
+    has more. max_pending: requests that may wait. stuck_s: how long a launch may take before `problem` says it hangs.
     """
 
     def __init__(
         self,
         *,
-        wait_s: float = 0.0,
+        max_delay_s: float = 0.0,
         max_ids: int = 65_536,
         max_pending: int = 1024,
         lookups: Launches | None = None,
         stuck_s: float = STUCK_SECONDS,
     ) -> None:
-        self.wait_s, self.max_ids, self.max_pending, self.stuck_s = wait_s, max_ids, max_pending, stuck_s
+        self.max_delay_s, self.max_ids, self.max_pending, self.stuck_s = max_delay_s, max_ids, max_pending, stuck_s
         self.lookups = lookups
-        self._lines: OrderedDict[Table, _Line] = OrderedDict()
+        self._queues: OrderedDict[Table, _Queue] = OrderedDict()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._failed: str | None = None
@@ -137,15 +137,15 @@ class Joiner:
             return f"a launch has been running for more than {self.stuck_s:g} s"
         return self._failed
 
-    def fetch(self, table: Table, keys: Keys, on_missing: str, out: Floats | None = None) -> asyncio.Future[Fetched]:
-        """What `table.fetch` gives, later; called on the event loop, raises at once what is wrong with the keys.
+    def fetch(self, table: Table, ids: Ids, on_missing: str, out: Floats | None = None) -> asyncio.Future[Fetched]:
+        """What `table.fetch` gives, later; called on the event loop, raises at once what is wrong with the ids.
 
-        Overloaded when too many are waiting, NotReady when the device is sick. `out` is the device thread's until the
-        future is done, and after a cancellation until the launch under way has ended: use it for nothing else then.
+        Overloaded when too many are waiting, NotReady when the device has failed. `out` is the device thread's until
+        the future is done, and after a cancellation until the launch under way has ended: use it for nothing else then.
         """
-        self._admit(table, len(keys))
-        vectors_BD = np.empty((len(keys), table.embedding_dim), np.float32) if out is None else out
-        resolved = table.resolve(keys, on_missing, vectors_BD)
+        self._admit(table, len(ids))
+        vectors_BD = np.empty((len(ids), table.embedding_dim), np.float32) if out is None else out
+        resolved = table.resolve(ids, on_missing, vectors_BD)
         future: asyncio.Future[Fetched] = asyncio.get_running_loop().create_future()
         if resolved.missing == len(resolved.rows_B) and not (resolved.rows_B >= 0).any():
             future.set_result(Fetched(vectors_BD, resolved.found_B, resolved.missing))
@@ -157,10 +157,10 @@ class Joiner:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="device", daemon=True)
                 self._thread.start()
-            line = self._lines.get(table)
-            if line is None:
-                line = self._lines[table] = _Line()
-            line.add(waiter)
+            queue = self._queues.get(table)
+            if queue is None:
+                queue = self._queues[table] = _Queue()
+            queue.add(waiter)
             self._changed.notify()
         return future
 
@@ -168,8 +168,8 @@ class Joiner:
         """End the thread once its launch is done; what is waiting gets Draining."""
         with self._changed:
             self._closed = True
-            left = [waiter for line in self._lines.values() for waiter in line.waiters]
-            self._lines.clear()
+            left = [waiter for queue in self._queues.values() for waiter in queue.waiters]
+            self._queues.clear()
             self._changed.notify_all()
         self._settle(left, _draining())
         if self._thread is not None:
@@ -185,8 +185,8 @@ class Joiner:
             raise NotReady(f"the device hangs: {problem}", table=table.name, version=table.version)
         with self._changed:
             if self._is_full(num_ids):
-                for line in self._lines.values():
-                    line.drop_cancelled()
+                for queue in self._queues.values():
+                    queue.drop_cancelled()
                 if self._is_full(num_ids):
                     raise Overloaded(
                         f"{self._num_waiting():,} lookups are waiting for the device already; try again later",
@@ -195,11 +195,11 @@ class Joiner:
                     )
 
     def _is_full(self, num_ids: int) -> bool:
-        waiting_ids = sum(line.num_ids for line in self._lines.values())
+        waiting_ids = sum(queue.num_ids for queue in self._queues.values())
         return self._num_waiting() >= self.max_pending or (waiting_ids > 0 and waiting_ids + num_ids > WAITING_IDS)
 
     def _num_waiting(self) -> int:
-        return sum(len(line.waiters) for line in self._lines.values())
+        return sum(len(queue.waiters) for queue in self._queues.values())
 
     def _work(self) -> None:
         while self._work_once():  # a call each, so that no variable keeps a version alive while there is no work
@@ -212,30 +212,30 @@ class Joiner:
                 self._changed.wait(wait_s)
             if self._closed:
                 return False
-            table, line = next(iter(self._lines.items()))
-            waiters = line.take(self.max_ids)
-            if line.waiters:
-                self._lines.move_to_end(table)
+            table, queue = next(iter(self._queues.items()))
+            waiters = queue.take(self.max_ids)
+            if queue.waiters:
+                self._queues.move_to_end(table)
             else:
-                del self._lines[table]
+                del self._queues[table]
         if waiters:
             self._settle(waiters, self._launch(table, waiters))
         return True
 
     def _idle_s(self) -> float | None:
         """How long there is nothing to do: None while nobody waits, 0 when a batch is to be launched."""
-        if not self._lines:
+        if not self._queues:
             return None
-        line = next(iter(self._lines.values()))
-        if not self.wait_s or not line.waiters or line.num_ids >= self.max_ids:
+        queue = next(iter(self._queues.values()))
+        if not self.max_delay_s or not queue.waiters or queue.num_ids >= self.max_ids:
             return 0.0
-        return max(0.0, line.waiters[0].since + self.wait_s - time.monotonic())
+        return max(0.0, queue.waiters[0].since + self.max_delay_s - time.monotonic())
 
     def _launch(self, table: Table, waiters: list[_Waiter]) -> Exception | None:
         """Compose the vectors of all; the error that all of them get, if any."""
         self._launched = time.monotonic()
         try:
-            compose_joined(table, [(waiter.resolved.rows_B, waiter.vectors_BD) for waiter in waiters])
+            compose_batch(table, [(waiter.resolved.rows_B, waiter.vectors_BD) for waiter in waiters])
             return None
         except DeviceFailed as error:
             self._failed = str(error)
@@ -267,10 +267,10 @@ class Joiner:
             else:
                 waiter.future.set_exception(error)
         if error is None and self.lookups is not None:
-            self.lookups.join(len(waiters), sum(waiter.num_ids for waiter in waiters))
+            self.lookups.count_batch(len(waiters), sum(waiter.num_ids for waiter in waiters))
 
 
-def compose_joined(table: Table, parts: Sequence[Part]) -> None:
+def compose_batch(table: Table, parts: Sequence[Part]) -> None:
     """Vectors of several requests' rows in one launch, or in one call of the loop on a CPU."""
     if table.device != "cpu":
         lookup = partial(table.scheme.lookup, table.config, table.tensors)
@@ -284,15 +284,15 @@ def compose_joined(table: Table, parts: Sequence[Part]) -> None:
         hand_out(vectors_SD, parts)
 
 
-def joins(setting: str, table: Table) -> bool:
-    """Whether a table's lookups are joined under `join`: on, off, or auto, which measures on a GPU and is off on a CPU.
+def uses_batching(setting: str, table: Table) -> bool:
+    """Whether a table's lookups are batched: on, off, or auto, which measures on a GPU and is off on a CPU.
 
     Called while a version is loaded, before anything is asked of it.
     """
-    return setting == "on" or (setting == "auto" and table.device != "cpu" and joining_pays(table))
+    return setting == "on" or (setting == "auto" and table.device != "cpu" and batching_pays(table))
 
 
-def joining_pays(table: Table, seconds: Callable[[list[Part]], float] | None = None) -> bool:
+def batching_pays(table: Table, seconds: Callable[[list[Part]], float] | None = None) -> bool:
     """Whether one launch for two requests of 1,000 ids is clearly faster than two launches, here and now.
 
     seconds: how long a launch for these parts takes; by default it is tried. Medians of rounds that take turns, so that
@@ -310,7 +310,7 @@ def joining_pays(table: Table, seconds: Callable[[list[Part]], float] | None = N
 
 def _timed(table: Table, parts: list[Part]) -> float:
     begin = time.perf_counter()
-    compose_joined(table, parts)
+    compose_batch(table, parts)
     return time.perf_counter() - begin
 
 

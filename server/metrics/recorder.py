@@ -1,101 +1,47 @@
-"""Every metric, declared once; the server passes the object, tests read its registry.
+"""What the server counts with, and the registry that shows it; one object, passed to whoever counts.
 
-Labels come from closed sets: tables and versions that are loaded, protocols, states, reasons. Never an id. Every
-series is there from the start, a table's from the moment it is loaded. What is counted lies in memory that all workers
-of a server can read, so whichever of them is scraped answers for all (`server.metrics.shared_counters`); what is known
-of versions is this worker's own knowledge.
+Every series is there from the start, a table's from the moment it is loaded. What is counted lies in memory that all
+workers of a server can read, so whichever of them is scraped answers for all (`server.metrics.shared_counters`).
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from itertools import accumulate, product
-from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from embstore import __version__
-from server.metrics.shared_counters import Cells
-
-if TYPE_CHECKING:
-    from server.tables.registry import Registry
-
-SECONDS = (
-    *(50e-6, 100e-6, 200e-6, 350e-6, 500e-6, 750e-6),
-    *(1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3, 7.5e-3),
-    *(10e-3, 20e-3, 50e-3, 100e-3, 250e-3, 1.0, 2.5, 5.0),
+from server.metrics.families import (
+    BATCHES,
+    BREAKER_STATES,
+    CACHE_OPERATIONS,
+    CHOICES,
+    FAMILIES,
+    GAUGES,
+    IDS,
+    LOADS,
+    PROTOCOLS,
+    REASONS,
+    RESULTS,
+    SECONDS,
+    STAGES,
+    STATUSES,
+    TIERS,
+    Family,
+    scraped,
 )
-LOAD_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
-IDS = tuple(1 << k for k in range(17))
-REQUESTS = tuple(1 << k for k in range(9))
-PROTOCOLS = ("octet-stream", "json", "open-inference")
-REASONS = (
-    *("malformed", "not_found", "too_large", "id_out_of_range", "not_ready", "draining", "internal"),
-    *("overloaded", "deadline", "unauthorized", "disconnected"),
-)
-STAGES = ("queue", "decode", "lookup", "encode")
-TIERS = ("local", "redis")
-RESULTS = ("hit", "miss", "error", "stale")
-CACHE_OPERATIONS = ("get", "put", "ping")
-BREAKER_STATES = ("closed", "half_open", "open")
-BATCHES = ("1-15", "16-127", "128-1023", "1024+")
-CHOICES = ("compute", "local", "redis")
-STATES = ("loading", "ready", "failed")
-STATUSES = ("found", "missing")
-LOADS = ("ok", "failed")
-
-
-class Family(NamedTuple):
-    """One metric that is counted: its kind, help, labels, and a histogram's buckets."""
-
-    kind: str
-    help: str
-    labels: tuple[str, ...] = ()
-    bounds: tuple[float, ...] = ()
-
-
-FAMILIES = {
-    "embstore_lookup_duration_seconds": Family(
-        "histogram",
-        "Time from the head of a request to its reply being handed to the connection.",
-        ("table", "protocol"),
-        SECONDS,
-    ),
-    "embstore_stage_duration_seconds": Family(
-        "histogram", "Time in one stage of a request, of a sample of requests.", ("stage",), SECONDS
-    ),
-    "embstore_lookup_ids": Family("histogram", "Ids in one lookup.", (), IDS),
-    "embstore_ids": Family("counter", "Ids looked up.", ("table", "status")),
-    "embstore_rejected": Family("counter", "Lookups that were not answered with vectors.", ("reason",)),
-    "embstore_inflight_requests": Family("gauge", "Lookups being answered."),
-    "embstore_queue_depth": Family("gauge", "Lookups waiting for their turn."),
-    "embstore_joined_requests": Family("histogram", "Requests answered by one launch on the device.", (), REQUESTS),
-    "embstore_joined_ids": Family("histogram", "Ids looked up by one launch on the device.", (), IDS),
-    "embstore_cache_ids": Family("counter", "Ids asked of a cache.", ("table", "tier", "result")),
-    "embstore_cache_operation_duration_seconds": Family("histogram", "Time of one Redis operation.", ("op",), SECONDS),
-    "embstore_cache_errors": Family("counter", "Redis operations that failed.", ("op",)),
-    "embstore_cache_breaker_state": Family("gauge", "Workers whose Redis breaker is in this state.", ("state",)),
-    "embstore_cache_choice": Family(
-        "gauge", "Workers that answer batches of this size in this way.", ("table", "batch", "choice")
-    ),
-    "embstore_version_load_seconds": Family("histogram", "Time to verify, load and warm a version.", (), LOAD_SECONDS),
-    "embstore_version_loads": Family("counter", "Versions loaded.", ("result",)),
-    "embstore_swaps": Family("counter", "Times the set of served versions changed."),
-    "embstore_worker_restarts": Family("counter", "Workers that ended by themselves and were replaced."),
-}
-GAUGES = tuple(name for name, family in FAMILIES.items() if family.kind == "gauge")
+from server.metrics.shared_counters import SharedCounters
 
 
 class Counter:
     """A number that grows, written by one thread."""
 
-    def __init__(self, cells: Cells, name: str, labels: tuple[str, ...] = ()) -> None:
+    def __init__(self, cells: SharedCounters, name: str, labels: tuple[str, ...] = ()) -> None:
         self._number = cells.numbers(name, labels)
 
     def inc(self, amount: float = 1.0) -> None:
@@ -103,23 +49,12 @@ class Counter:
         self._number[0] += amount
 
 
-class Counters:
-    """One counter for each value of a label."""
-
-    def __init__(self, cells: Cells, name: str, values: tuple[str, ...]) -> None:
-        self._counters = {value: Counter(cells, name, (value,)) for value in values}
-
-    def labels(self, value: str) -> Counter:
-        """The counter of a value."""
-        return self._counters[value]
-
-
 class Distribution:
     """A histogram, written by one thread: a count for each bucket, not cumulative, and the sum of what was seen."""
 
     __slots__ = ("bounds", "numbers")
 
-    def __init__(self, cells: Cells, name: str, labels: tuple[str, ...] = ()) -> None:
+    def __init__(self, cells: SharedCounters, name: str, labels: tuple[str, ...] = ()) -> None:
         self.bounds = FAMILIES[name].bounds
         self.numbers = cells.numbers(name, labels, len(self.bounds) + 2)
 
@@ -133,7 +68,7 @@ class Distribution:
 class Lookups:
     """Everything counted on the request path. The event loop calls these, any thread where that is said."""
 
-    def __init__(self, cells: Cells) -> None:
+    def __init__(self, cells: SharedCounters) -> None:
         self._cells = cells
         self._lock = threading.Lock()
         self._tables: dict[tuple[str, str], tuple[memoryview[float], memoryview[float], memoryview[float]]] = {}
@@ -142,8 +77,8 @@ class Lookups:
         self._ids = Distribution(cells, "embstore_lookup_ids").numbers
         self._rejected = {reason: cells.numbers("embstore_rejected", (reason,)) for reason in REASONS}
         self._stages = {stage: Distribution(cells, "embstore_stage_duration_seconds", (stage,)) for stage in STAGES}
-        self._joined = Distribution(cells, "embstore_joined_requests")
-        self._joined_ids = Distribution(cells, "embstore_joined_ids")
+        self._batch_requests = Distribution(cells, "embstore_batch_requests")
+        self._batch_ids = Distribution(cells, "embstore_batch_ids")
         self._operations = {
             op: Distribution(cells, "embstore_cache_operation_duration_seconds", (op,)) for op in CACHE_OPERATIONS
         }
@@ -187,10 +122,10 @@ class Lookups:
         """Time that one request was in one of STAGES."""
         self._stages[stage].observe(seconds)
 
-    def join(self, num_requests: int, num_ids: int) -> None:
-        """One launch for several requests. One thread, whichever."""
-        self._joined.observe(num_requests)
-        self._joined_ids.observe(num_ids)
+    def count_batch(self, num_requests: int, num_ids: int) -> None:
+        """One batch of requests. Always the same thread."""
+        self._batch_requests.observe(num_requests)
+        self._batch_ids.observe(num_ids)
 
     def cache_count(self, table: str, tier: str, result: str, num_ids: int) -> None:
         """Ids that a tier of the cache was asked for, and how that went. Any thread."""
@@ -221,24 +156,20 @@ class Metrics:
     `cells` are those of all workers, `own` the index of this one's; without, the process stands alone.
     """
 
-    def __init__(self, cells: Sequence[Cells] | None = None, own: int = 0) -> None:
-        self._cells = [Cells()] if cells is None else list(cells)
+    def __init__(self, cells: Sequence[SharedCounters] | None = None, own: int = 0) -> None:
+        self._cells = [SharedCounters()] if cells is None else list(cells)
         mine = self._cells[own]
         mine.reset(GAUGES)
         self.lookups = Lookups(mine)
         self.load_seconds = Distribution(mine, "embstore_version_load_seconds")
         self.swaps = Counter(mine, "embstore_swaps")
-        self.loads = Counters(mine, "embstore_version_loads", LOADS)
+        self.loads = {result: Counter(mine, "embstore_version_loads", (result,)) for result in LOADS}
         Counter(mine, "embstore_worker_restarts")
         self.registry = CollectorRegistry()
         self.registry.register(_Counted(self._cells))
 
-    def watch(self, tables: Registry) -> None:
-        """Show the versions that a registry holds."""
-        self.registry.register(_Versions(tables))
 
-
-def take_over(cells: Cells) -> None:
+def take_over(cells: SharedCounters) -> None:
     """What the cells of a worker that has ended say from now on: nothing in flight, and one restart more."""
     cells.reset(GAUGES)
     cells.numbers("embstore_worker_restarts")[0] += 1.0
@@ -255,7 +186,7 @@ def _choose(numbers: dict[str, memoryview[float]], chosen: str) -> None:
 class _Counted(Collector):
     """What all workers counted, summed at scrape time."""
 
-    def __init__(self, cells: list[Cells]) -> None:
+    def __init__(self, cells: list[SharedCounters]) -> None:
         self.cells = cells
 
     def collect(self) -> Iterable[Metric]:
@@ -267,10 +198,11 @@ class _Counted(Collector):
                 series[labels] = [a + b for a, b in zip(before, numbers, strict=True)] if before else numbers
         for name, family in FAMILIES.items():
             yield _metric(name, family, sums[name])
-        build = GaugeMetricFamily("embstore_build_info", "1 for the version of this program.", labels=["version"])
+        build = scraped("embstore_build_info")
         build.add_metric([__version__], 1)
-        yield build
-        yield GaugeMetricFamily("embstore_workers", "Processes that answer requests.", value=len(self.cells))
+        workers = scraped("embstore_workers")
+        workers.add_metric([], len(self.cells))
+        yield from (build, workers)
 
 
 def _metric(name: str, family: Family, series: dict[tuple[str, ...], list[float]]) -> Metric:
@@ -286,34 +218,3 @@ def _metric(name: str, family: Family, series: dict[tuple[str, ...], list[float]
     for labels, (value,) in series.items():
         single.add_metric(labels, value)
     return single
-
-
-class _Versions(Collector):
-    """Gauges of versions, read from the registry at scrape time: nothing to keep in step."""
-
-    def __init__(self, tables: Registry) -> None:
-        self.tables = tables
-
-    def collect(self) -> Iterable[Metric]:
-        info = GaugeMetricFamily(
-            "embstore_version_info", "1 for each version now serving.", labels=["table", "version", "scheme"]
-        )
-        state = GaugeMetricFamily(
-            "embstore_version_state", "1 for the state a version is in.", labels=["table", "version", "state"]
-        )
-        age = GaugeMetricFamily("embstore_version_age_seconds", "Age of the version now serving.", labels=["table"])
-        size = GaugeMetricFamily(
-            "embstore_table_bytes", "Bytes a loaded version holds.", labels=["table", "version", "device"]
-        )
-        snapshot = self.tables.snapshot
-        for table in snapshot.latest.values():
-            assert table.manifest is not None
-            info.add_metric([table.name, str(table.version), table.scheme.name], 1)
-            created = datetime.fromisoformat(table.manifest.created).timestamp()
-            age.add_metric([table.name], max(0.0, time.time() - created))
-        for table in snapshot.loaded.values():
-            size.add_metric([table.name, str(table.version), table.device], table.num_bytes)
-        for (name, version), status in self.tables.status().items():
-            for known in STATES:
-                state.add_metric([name, str(version), known], float(status.state == known))
-        yield from (info, state, age, size)

@@ -27,7 +27,7 @@ _START = 8
 _HEAD = 8
 
 
-class Cells:
+class SharedCounters:
     """Numbers of one process that its siblings can read."""
 
     def __init__(self, memory: mmap.mmap | None = None) -> None:

@@ -74,7 +74,8 @@ class Acceptor:
             self._later(FULL_SECONDS)
             return
         connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         task = self._loop.create_task(self._loop.connect_accepted_socket(self._connect, connection))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)

@@ -14,7 +14,8 @@ import structlog
 import uvicorn
 
 from server.process.acceptor import Acceptor
-from server.process.supervisor import Member, log_address
+from server.process.listeners import log_addresses
+from server.process.supervisor import Member
 
 log = structlog.get_logger()
 LINGER_SECONDS = 0.3
@@ -49,35 +50,40 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, when it is time to, and say so."""
-        member = self.member
-        if member is None:
-            await super().startup(sockets)
-            for listener in sockets or []:
-                log_address(listener)
-            return
-        loop = asyncio.get_running_loop()
-        loop.add_reader(member.alive, self._orphaned, member)
+        member, loop = self.member, asyncio.get_running_loop()
+        if member is not None:
+            loop.add_reader(member.alive, self._orphaned, member)
         await super().startup([])
-        while self.signal is None and not member.may_listen(self.loaded()):
+        while member is not None and self.signal is None and not member.may_listen(self.loaded()):
             await asyncio.sleep(LOADED_SECONDS)
-        if self.signal is not None:
+        if member is not None and self.signal is not None:
             self.should_exit = True
             return
+        self.servers = [await self._listen(listener) for listener in sockets or []]
+        if member is not None:
+            member.listening()
+        else:
+            log_addresses(sockets or [])
+
+    async def _listen(self, listener: socket.socket) -> Any:
+        """Accept connections: what uvicorn takes for an `asyncio.Server`."""
+        loop = asyncio.get_running_loop()
 
         def connect() -> asyncio.Protocol:
-            state = self.lifespan.state
             make: Any = self.config.http_protocol_class
-            protocol: asyncio.Protocol = make(self.config, self.server_state, state, loop)
+            protocol: asyncio.Protocol = make(self.config, self.server_state, self.lifespan.state, loop)
             return protocol
 
-        open_now = self.server_state.connections
-        self.servers = [Acceptor(listener, connect, member, open_now) for listener in sockets or []]  # type: ignore[misc]
-        member.listening()
+        if self.member is not None:
+            return Acceptor(listener, connect, self.member, self.server_state.connections)
+        if listener.family == socket.AF_UNIX:
+            return await loop.create_unix_server(connect, sock=listener, backlog=self.config.backlog)
+        return await loop.create_server(connect, sock=listener, backlog=self.config.backlog)
 
     def _orphaned(self, member: Member) -> None:
         """The supervisor is gone, without a word: nobody would replace this worker or tell it to stop."""
         asyncio.get_running_loop().remove_reader(member.alive)
-        log.error("the supervisor is gone")
+        log.error("supervisor exited; shutting down")
         self.handle_exit(signal.SIGTERM, None)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002

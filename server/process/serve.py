@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from embstore.errors import ConfigError, EmbstoreError, StoreError
+from embstore.errors import ConfigError, StoreError
 from embstore.store.local import FileStore
+from server.process.listeners import listening
 from server.settings import EMBEDDED, Settings
-from server.tables.preloader import Preread
+from server.tables.preloader import Preloader
 
 if TYPE_CHECKING:
     from server.process.supervisor import Member
@@ -39,12 +40,12 @@ def serve(settings: Settings) -> int:
     """Serve until a signal; returns the exit code. EmbstoreError when the address cannot be listened on."""
     configure_logging(settings.log_level)
     log.info("starting", store=str(settings.store), workers=settings.workers)
-    listener = bind(settings.host, settings.port)
-    warn_of_no_tables(settings.store)
-    if settings.workers == 1:
-        code = run_server(settings, listener, Preread(settings.store))
-    else:
-        code = run_workers(settings, listener)
+    with listening(settings) as listeners:
+        warn_of_no_tables(settings.store)
+        if settings.workers == 1:
+            code = run_server(settings, listeners, Preloader(settings.store))
+        else:
+            code = run_workers(settings, listeners)
     if code == 0:
         log.info("stopped")
     return code
@@ -64,8 +65,8 @@ def warn_of_no_tables(store: Path) -> None:
 
 def run_server(
     settings: Settings,
-    listener: socket.socket,
-    preread: Preread,
+    listeners: list[socket.socket],
+    preloader: Preloader,
     member: Member | None = None,
     control: Path | None = None,
 ) -> int:
@@ -76,7 +77,7 @@ def run_server(
     from server.http.protocol import LookupProtocol
     from server.process.graceful import DrainingServer
 
-    app = create_app(settings, preread, member.metrics if member else None, control)
+    app = create_app(settings, preloader, member.metrics if member else None, control)
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -101,13 +102,13 @@ def run_server(
     gc.freeze()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        server.run(sockets=[listener])
+        server.run(sockets=listeners)
     except SystemExit as error:  # start-up failed, and uvicorn has logged why; or a signal came before it was over
         return 1 if error.code else 0
     return 0
 
 
-def run_workers(settings: Settings, listener: socket.socket) -> int:
+def run_workers(settings: Settings, listeners: list[socket.socket]) -> int:
     """Keep several processes answering until a signal; returns the exit code."""
     from server.process.supervisor import Supervisor
 
@@ -125,9 +126,9 @@ def run_workers(settings: Settings, listener: socket.socket) -> int:
 
         def work(member: Member) -> int:
             configure_logging(shared.log_level, worker=member.number)
-            return run_server(shared, listener, Preread(shared.store), member, Path(control))
+            return run_server(shared, listeners, Preloader(shared.store), member, Path(control))
 
-        return Supervisor(work, listener, settings.workers, stop_seconds=stop_seconds).run()
+        return Supervisor(work, listeners, settings.workers, stop_seconds=stop_seconds).run()
 
 
 @contextmanager
@@ -155,19 +156,6 @@ def import_everything() -> None:
             import_module(module.name)
     for name in ("server.app", "server.process.graceful", "server.http.protocol", "uvicorn.lifespan.on", "uvloop"):
         import_module(name)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket on the address, before anything is loaded for it; EmbstoreError says why there is none."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        raise EmbstoreError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
-    return listener
 
 
 def configure_logging(level: str, **always: object) -> None:

@@ -1,8 +1,8 @@
-"""Several processes behind one address: forked from one that has imported everything, watched, replaced when they die.
+"""Several processes that serve as one: forked from one that has imported everything, watched, replaced when they die.
 
-The supervisor answers no request. It binds the address, imports what a server needs, and forks the workers while no
-other thread lives, so code and tables lie in memory once. All workers accept from the same socket: what waits in it is
-lost with none of them.
+The supervisor answers no request. It binds the addresses, imports what a server needs, and forks the workers while no
+other thread lives, so code and tables lie in memory once. All workers accept from the same sockets: what waits in them
+is lost with none of them.
 
 Who accepts: at the start one worker accepts at once, so that probes hear why there is nothing to serve yet. Every
 other worker, and each that replaces one, accepts when its own tables are loaded and no accepting one is still loading:
@@ -32,7 +32,8 @@ import structlog
 
 from embstore.errors import EmbstoreError
 from server.metrics.recorder import Metrics, take_over
-from server.metrics.shared_counters import Cells
+from server.metrics.shared_counters import SharedCounters
+from server.process.listeners import log_addresses
 
 log = structlog.get_logger()
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -87,7 +88,7 @@ class _Slot:
     """One of the workers that there should be; `pid` is None between a process and the next."""
 
     number: int
-    cells: Cells
+    cells: SharedCounters
     pid: int | None = None
     began: float = 0.0
     due: float = 0.0
@@ -97,16 +98,16 @@ class _Slot:
 
 
 class Supervisor:
-    """Keeps `num_workers` forked processes at work on `listener`; `work` is what each does, and its exit code.
+    """Keeps `num_workers` forked processes at work on `listeners`; `work` is what each does, and its exit code.
 
     After a signal they have `stop_seconds` to end.
     """
 
     def __init__(
-        self, work: Callable[[Member], int], listener: socket.socket, num_workers: int, *, stop_seconds: float
+        self, work: Callable[[Member], int], listeners: list[socket.socket], num_workers: int, *, stop_seconds: float
     ) -> None:
-        self._work, self._listener, self._stop_seconds = work, listener, stop_seconds
-        self._slots = [_Slot(number, Cells()) for number in range(num_workers)]
+        self._work, self._listeners, self._stop_seconds = work, listeners, stop_seconds
+        self._slots = [_Slot(number, SharedCounters()) for number in range(num_workers)]
         self._loading = mmap.mmap(-1, 1)
         self._held = memoryview(mmap.mmap(-1, 8 * num_workers)).cast("d")
         for slot in self._slots:
@@ -159,8 +160,8 @@ class Supervisor:
         slot.listening = slot.pid is not None
         if not self._listened:
             self._listened = True
-            if not self._received:  # else the socket is closed
-                log_address(self._listener)
+            if not self._received:  # else the sockets are closed
+                log_addresses(self._listeners)
             for other in self._slots:
                 other.due = min(other.due, time.monotonic())
 
@@ -170,7 +171,8 @@ class Supervisor:
             return
         if self._kill_at == inf:
             self._kill_at = time.monotonic() + self._stop_seconds
-            self._listener.close()  # while one copy of it is open, somebody may still connect
+            for listener in self._listeners:
+                listener.close()  # while one copy of it is open, somebody may still connect
             log.info("stopping", signal=signal.Signals(self._received[0]).name, workers=len(self._running()))
             for slot in self._running():
                 _send(slot, self._received[0])
@@ -256,12 +258,6 @@ class Supervisor:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-
-
-def log_address(listener: socket.socket) -> None:
-    """Say where a socket listens: with port 0 nobody else knows."""
-    host, port = listener.getsockname()[:2]
-    log.info("listening", address=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
 
 def _send(slot: _Slot, sig: int) -> None:

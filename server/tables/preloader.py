@@ -9,13 +9,13 @@ from embstore.errors import EmbstoreError
 from embstore.store.local import LATEST, FileStore, StoredVersion
 
 
-class Preread:
+class Preloader:
     """Versions already mapped and verified, each to be taken once; knows neither torch nor the schemes."""
 
     def __init__(self, store: Path) -> None:
         self._store = FileStore(store)
         self._ready: dict[tuple[str, int], StoredVersion] = {}
-        self._thread = threading.Thread(target=self._read, name="preread", daemon=True)
+        self._thread = threading.Thread(target=self._read, name="preloader", daemon=True)
         self._thread.start()
 
     def take(self, table: str, version: int) -> StoredVersion | None:

@@ -13,97 +13,27 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field, replace
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
-from embstore.errors import (
-    EmbstoreError,
-    LabelNotFound,
-    NotReady,
-    ReleaseNotFound,
-    StoreError,
-    TableNotFound,
-    VersionNotFound,
-)
-from embstore.publish import Store
+from embstore.errors import EmbstoreError, NotReady, StoreError, TableNotFound
+from embstore.publish.store import Store
 from embstore.store.labels import Label
 from embstore.store.local import LATEST, Release, Survey
 from embstore.table import Table
 from server.metrics.recorder import Metrics
-from server.tables.preloader import Preread
-from server.tables.unloaded import Withheld
+from server.tables.preloader import Preloader
+from server.tables.snapshot import Key, Snapshot, Status, snapshot_of
+from server.tables.unloaded import UnloadedTables
 
 log = structlog.get_logger()
-Key = tuple[str, int]
 LOAD_SECONDS = 60.0
 
 
 def _nothing(*_: Table | None) -> None:
-    """What is done with a table where nobody asks for more."""
-
-
-@dataclass(frozen=True)
-class Status:
-    """What became of a version: loading, ready or failed, why, and whether that is the last word."""
-
-    state: str
-    reason: str = ""
-    final: bool = False
-
-
-_UNKNOWN = Status("")
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What is served at one moment."""
-
-    latest: Mapping[str, Table] = field(default_factory=dict)
-    labels: Mapping[tuple[str, str], Table] = field(default_factory=dict)
-    loaded: Mapping[Key, Table] = field(default_factory=dict)
-    releases: Mapping[str, Mapping[str, Table]] = field(default_factory=dict)
-    release_of: Mapping[Key, str] = field(default_factory=dict)
-    unserved: Set[str] = frozenset()
-
-    def table(self, name: str, *, version: int | None = None, label: str | None = None) -> Table:
-        """A table by version, by label, or the latest; NotFound errors say what there is."""
-        if version is None and label is None:
-            found = self.latest.get(name)
-        elif label is not None:
-            found = self.labels.get((name, label))
-        else:
-            found = self.loaded.get((name, version or 0))
-        if found is not None:
-            return found
-        if name in self.unserved and version is None and label in (None, LATEST):
-            raise NotReady(f"no version of table {name!r} can be served", table=name)
-        versions = sorted(v for n, v in self.loaded if n == name)
-        if not versions:
-            raise TableNotFound(name, "is being served")
-        if version is not None:
-            raise VersionNotFound(name, version, f" loaded; loaded are {', '.join(map(str, versions))}")
-        labels = sorted(known for n, known in self.labels if n == name)
-        raise LabelNotFound(name, LATEST if label is None else label, f"; it has {', '.join(labels) or 'none'}")
-
-    def together(self, names: list[str], release: str | None) -> tuple[str | None, dict[str, Table]]:
-        """Tables of one release, with its id: the one asked for, or the one now serving all of them.
-
-        The id is None where the tables now serving were not published together.
-        """
-        if release is not None:
-            tables = self.releases.get(release)
-            if tables is None:
-                raise ReleaseNotFound(release, f"; loaded are {', '.join(self.releases) or 'none'}")
-            for name in names:
-                if name not in tables:
-                    raise TableNotFound(name, f"in release {release!r}")
-            return release, {name: tables[name] for name in names}
-        chosen = {name: self.table(name) for name in names}
-        ids = {self.release_of.get((table.name, table.version)) for table in chosen.values()}
-        return (ids.pop() if len(ids) == 1 else None), chosen
+    """What a registry does with a table unless told otherwise."""
 
 
 class Registry:
@@ -117,14 +47,14 @@ class Registry:
         device: str,
         keep_versions: int,
         poll_seconds: float,
-        preread: Preread | None = None,
+        preloader: Preloader | None = None,
         num_threads: int = 1,
         prepare: Callable[[Table, Table | None], None] = _nothing,
         forget: Callable[[Table], None] = _nothing,
         control: Path | None = None,
     ) -> None:
         """control: a folder that processes serving together share, so that what one unloads all of them do."""
-        self.store, self.metrics, self.device, self.preread = store, metrics, device, preread
+        self.store, self.metrics, self.device, self.preloader = store, metrics, device, preloader
         self.keep_versions, self.poll_seconds = keep_versions, poll_seconds
         self.num_threads, self._prepare, self._forget = num_threads, prepare, forget
         self.snapshot = Snapshot()
@@ -134,7 +64,7 @@ class Registry:
         self._reported: set[str] = set()
         self._seen: Survey | None = None
         """What the latest look found."""
-        self.withheld = Withheld(control)
+        self.unloaded = UnloadedTables(control)
         """Tables that were unloaded."""
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -156,7 +86,7 @@ class Registry:
     def unload(self, name: str, seconds: float = LOAD_SECONDS) -> None:
         """Stop serving a table until it is loaded again. Other processes follow at their next look at the store."""
         self.check_known(name)
-        self.withheld.add(name)
+        self.unloaded.add(name)
         self.look(seconds)
         if self._serves(name):
             raise NotReady(f"table {name!r} is still being taken out of service", table=name)
@@ -164,7 +94,7 @@ class Registry:
     def load(self, name: str, seconds: float = LOAD_SECONDS) -> None:
         """Look at the store now and serve a table as it stands there; NotReady says why it cannot be served."""
         self.check_known(name)
-        self.withheld.discard(name)
+        self.unloaded.discard(name)
         for key, status in self.status().items():
             if key[0] == name and status.state == "failed":  # the file may have been mended
                 self._status.pop(key, None)
@@ -198,7 +128,6 @@ class Registry:
         return dict(self._status)
 
     def _watch(self) -> None:
-        import_module("embstore.kernels.cpu.pooling")  # compiled before readiness, not in the first pooled request
         while True:
             self._wake.clear()
             with self._looks:
@@ -225,10 +154,10 @@ class Registry:
         """One look at the store: load what is new, swap if anything that is served changed."""
         before, survey = self.snapshot, self.store.survey()
         if before.loaded and not survey.versions:
-            raise StoreError(f"{self.store.root} has no tables any more")
+            raise StoreError(f"store {self.store.root} is empty; keeping the loaded tables")
         self._report(survey.damaged)
         seen, self._seen = self._seen, survey
-        survey = _without(_with_vanished(survey, seen), self.withheld.read())
+        survey = _without(_with_vanished(survey, seen), self.unloaded.read())
         loaded = dict(before.loaded)
         served = {key: self._serve(key, at, survey.releases, loaded, before) for key, at in survey.labels.items()}
         served |= {key: before.labels.get(key) for key in survey.unread}
@@ -238,7 +167,7 @@ class Registry:
             for key in spare:
                 self._obtain(key, loaded)
         kept = {(table.name, table.version) for table in served.values() if table} | set(spare)
-        after = _snapshot(
+        after = snapshot_of(
             {key: table for key, table in served.items() if table},
             {key: table for key, table in loaded.items() if key in kept},
             survey.releases,
@@ -265,7 +194,7 @@ class Registry:
         while position is not None:
             release = releases.get(position.release or "")
             needed = {(name, position.version), *(release.tables.items() if release else ())}
-            hopeless = any(self._status.get(other, _UNKNOWN).final for other in needed)
+            hopeless = any((known := self._status.get(other)) is not None and known.final for other in needed)
             if not hopeless and all([self._obtain(other, loaded) for other in needed]):
                 table = loaded[name, position.version]
                 if position is not at and before.labels.get(key) is not table:
@@ -287,7 +216,7 @@ class Registry:
         self._status[key] = known or Status("loading")
         begin = time.perf_counter()
         try:
-            stored = self.preread.take(name, version) if self.preread else None
+            stored = self.preloader.take(name, version) if self.preloader else None
             stored = stored or self.store.read_version(name, version)
             table = self.store.verified_table(stored, device=self.device, num_threads=self.num_threads)
             try:
@@ -300,7 +229,7 @@ class Registry:
             return False
         seconds = time.perf_counter() - begin
         self._status[key] = Status("ready")
-        self.metrics.loads.labels("ok").inc()
+        self.metrics.loads["ok"].inc()
         self.metrics.load_seconds.observe(seconds)
         self.metrics.lookups.add_table(name)
         loaded[key] = table
@@ -311,7 +240,7 @@ class Registry:
         """Keep why a version cannot be served; a disk that fails is asked again at the next look."""
         status = Status("failed", str(error) or type(error).__name__, final=not isinstance(error, StoreError))
         if self._status.get(key) != status:
-            self.metrics.loads.labels("failed").inc()
+            self.metrics.loads["failed"].inc()
             unexpected = None if isinstance(error, EmbstoreError) else error
             log.error("version refused", table=key[0], version=key[1], error=status.reason, exc_info=unexpected)
         self._status[key] = status
@@ -354,35 +283,18 @@ def _with_vanished(survey: Survey, before: Survey | None) -> Survey:
     )
 
 
-def _without(survey: Survey, withheld: Set[str]) -> Survey:
+def _without(survey: Survey, unloaded: Set[str]) -> Survey:
     """A survey as if these tables were not in the store; a release is what is left of it."""
-    if not withheld:
+    if not unloaded:
         return survey
     releases = {
-        key: replace(release, tables={name: n for name, n in release.tables.items() if name not in withheld})
+        key: replace(release, tables={name: n for name, n in release.tables.items() if name not in unloaded})
         for key, release in survey.releases.items()
     }
     return replace(
         survey,
-        versions={name: versions for name, versions in survey.versions.items() if name not in withheld},
-        labels={key: label for key, label in survey.labels.items() if key[0] not in withheld},
+        versions={name: versions for name, versions in survey.versions.items() if name not in unloaded},
+        labels={key: label for key, label in survey.labels.items() if key[0] not in unloaded},
         releases={key: release for key, release in releases.items() if release.tables},
-        unread={key for key in survey.unread if key[0] not in withheld},
+        unread={key for key in survey.unread if key[0] not in unloaded},
     )
-
-
-def _snapshot(
-    labels: dict[tuple[str, str], Table], loaded: dict[Key, Table], releases: Mapping[str, Release], unserved: Set[str]
-) -> Snapshot:
-    complete = {
-        release.id: {name: loaded[name, version] for name, version in release.tables.items()}
-        for release in releases.values()
-        if all(key in loaded for key in release.tables.items())
-    }
-    latest = {name: table for (name, label), table in labels.items() if label == LATEST}
-    release_of = {
-        (name, table.version): release_id
-        for release_id, tables in complete.items()  # ascending: the newest release of a version wins
-        for name, table in tables.items()
-    }
-    return Snapshot(latest, labels, loaded, complete, release_of, unserved)

@@ -6,19 +6,18 @@ look at the store. The folder begins empty with the group, so that a restart ser
 
 from __future__ import annotations
 
-import fcntl
-import os
 import threading
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
-from embstore.common.atomic_files import make_folder, read_json, storing, write_json
+from embstore.common.atomic_files import make_folder, read_json, write_json
+from embstore.common.locks import locked
 
 _FILE = "unloaded.json"
 
 
-class Withheld:
+class UnloadedTables:
     """Names of tables that are not to be served; with a folder, the same set in every process that has the folder."""
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -54,10 +53,5 @@ class Withheld:
                 yield
                 return
             make_folder(self._folder)
-            with storing(f"locking {self._folder}"):
-                lock = os.open(self._folder, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(self._folder):
                 yield
-            finally:
-                os.close(lock)

@@ -20,7 +20,8 @@ from embstore_client import EmbeddingClient
 from support.serving import ServerProcess, serving
 
 from embstore.common.progress import make_reporter
-from embstore.publish import Publication, Store
+from embstore.publish.publication import Publication
+from embstore.publish.store import Store
 from embstore.schemes import SCHEMES
 from embstore.store.local import Release
 from embstore.train.config import load_config
@@ -82,7 +83,7 @@ def test_vectors_over_http_are_the_trainers(server: ServerProcess, demo_config: 
     server.wait_until(served, f"release {result.release}")
     for name, publication in store.given.items():
         assert publication.ids is not None
-        keys = publication.ids.keys(np.arange(publication.ids.num_ids))  # type: ignore[union-attr]
+        keys = publication.ids.ids_of(np.arange(publication.ids.num_ids))  # type: ignore[union-attr]
         with torch.no_grad():
             expected = publication.source.eval()(torch.arange(len(keys))).numpy()
         atol = 2 * publication.source.tolerance * float(np.abs(expected).max())

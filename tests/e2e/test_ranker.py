@@ -23,10 +23,11 @@ from support.ranking import RankerProcess, ranking
 from support.serving import ServerProcess, serving
 
 from embstore.common.progress import Silent
-from embstore.publish import Publication, Store
+from embstore.publish.publication import Publication
+from embstore.publish.store import Store
 from embstore.train.config import TrainConfig, load_config
 from embstore.train.data import read_dataset
-from embstore.train.result import TrainResult
+from embstore.train.publication import TrainResult
 from embstore.train.run import train
 
 DATA = Path(os.environ.get("EMBSTORE_DATA") or "/nonexistent")
@@ -111,7 +112,7 @@ def test_a_new_release_changes_nothing(world: World) -> None:
     before = over_http(world.ranker.url, lists, world.result.release, 20)
     dataset = read_dataset(world.config.data, world.config.seed)
     publications = {
-        name: Publication(torch.randn(len(ids), 32), ids=ids.keys)
+        name: Publication(torch.randn(len(ids), 32), ids=ids.ids)
         for name, ids in (("user", dataset.users), ("item", dataset.items))
     }
     for _ in range(3):
@@ -130,7 +131,7 @@ def test_the_order_of_retrieval_is_the_trainers_figure(world: World) -> None:
     """Before the ranker reorders them, the candidates of all test users have the metrics that training reported."""
     dataset = read_dataset(world.config.data, world.config.seed)
     users_ND, items_ND = (
-        torch.from_numpy(world.store.load(name, world.result.tables[name].version).lookup(ids.keys))
+        torch.from_numpy(world.store.load(name, world.result.tables[name].version).lookup(ids.ids))
         for name, ids in (("user", dataset.users), ("item", dataset.items))
     )
     lists = retrieve(

@@ -25,7 +25,8 @@ from ranker.settings import Settings, SettingsError, read_settings
 from support.ranking import RankerProcess, ranking
 from support.serving import ServerProcess
 
-from embstore.publish import Publication, Store
+from embstore.publish.publication import Publication
+from embstore.publish.store import Store
 
 USERS = [7, 8, 9, 2**62]
 ITEMS = [f"sku-{n:03d}" for n in range(100)]

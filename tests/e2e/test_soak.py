@@ -33,7 +33,7 @@ def release(value: int) -> dict[str, embstore.Publication]:
 class Traffic:
     """Threads that each do one kind of thing until told to stop."""
 
-    def __init__(self, server: ServerProcess, store: embstore.publish.Store) -> None:
+    def __init__(self, server: ServerProcess, store: embstore.Store) -> None:
         self.server, self.store = server, store
         self.problems: list[str] = []
         self.seconds: list[tuple[float, float]] = []

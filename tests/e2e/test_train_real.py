@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from embstore.common.progress import Silent
-from embstore.publish import open_store
+from embstore.publish.store import open_store
 from embstore.train.config import load_config
 from embstore.train.data import read_dataset
 from embstore.train.evaluate import Judge

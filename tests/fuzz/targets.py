@@ -22,15 +22,15 @@ from embstore.table import Table
 from server.api.codecs import json_body, octet_stream, open_inference, tensors
 from server.api.lookup import LookupHandler
 from server.http import routing
-from server.http.auth import Keys
+from server.http.auth import ApiKeys
 from server.http.buffer_pool import Buffers
 from server.http.limits import Limits
 from server.http.messages import Reply, Request, deadline_of
-from server.http.problems import STATUS
+from server.http.problems import KINDS
 from server.http.routing import INFER, LOOKUP, LOOKUP_MANY, Route
 from server.lookup.service import LookupService
 from server.metrics.recorder import Metrics
-from server.tables.registry import Snapshot
+from server.tables.snapshot import Snapshot
 
 NUM, DIM, MAX_IDS = 50, 4, 64
 NAMES = [f"sku-{row}" for row in range(NUM)]
@@ -72,7 +72,7 @@ def handler() -> LookupHandler:
     service = LookupService(inline_ids=1 << 20, num_threads=1)
     here: Any = SimpleNamespace(snapshot=snapshot, started=True)
     health: Any = SimpleNamespace(answer=lambda _: (200, b"{}"), draining=False)
-    return LookupHandler(here, service, lookups, health, Keys([], [], host="127.0.0.1"), Buffers(), LIMITS)
+    return LookupHandler(here, service, lookups, health, ApiKeys([], [], host="127.0.0.1"), Buffers(), LIMITS)
 
 
 def request_of(route: Route, body: bytes, headers: dict[bytes, bytes] | None = None) -> Request:
@@ -172,7 +172,7 @@ def _answer(request: Request) -> None:
     """Answer a request, and look at the reply: no failure of ours, no line in its head that nobody meant."""
     reply = handler().answer(request)
     assert type(reply) is Reply
-    assert reply.status in {200, *STATUS.values()} - {500}, reply
+    assert reply.status in {200, *(kind.status for kind in KINDS.values())} - {500}, reply
     assert _HEAD.fullmatch(reply.head), reply.head
     body = b"".join(map(bytes, reply.body))
     if b"application/octet-stream" not in reply.head:
@@ -186,7 +186,7 @@ def refused_or(read: Callable[..., Any], *arguments: Any) -> None:
     try:
         read(*arguments)
     except EmbstoreError as error:
-        status = STATUS[error.code]
+        status = KINDS[error.code].status
     assert status < 500
 
 

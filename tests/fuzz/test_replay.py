@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embstore.errors import StoreError
-from server.http.problems import STATUS
+from server.http.problems import KINDS
 
 OCTETS = struct.pack("<5q", 0, -7, 999_996, 1 << 62, -(1 << 63))
 INFER = orjson.dumps(
@@ -157,4 +157,4 @@ def test_an_error_that_is_not_the_requests_fault_is_a_crash() -> None:
 
     with pytest.raises((AssertionError, KeyError)):
         targets.refused_or(fail)
-    assert STATUS["malformed_request"] == 400
+    assert KINDS["malformed_request"].status == 400

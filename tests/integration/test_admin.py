@@ -16,10 +16,10 @@ from support.serving import ServerProcess, serving
 
 import embstore
 from embstore.errors import NotReady, StoreError, TableNotFound, VerificationFailed
-from embstore.publish import Store
+from embstore.publish.store import Store
 from server.metrics.recorder import Metrics
 from server.tables.registry import Registry
-from server.tables.unloaded import Withheld
+from server.tables.unloaded import UnloadedTables
 
 NUM, DIM = 50, 4
 
@@ -124,7 +124,7 @@ def test_admin_keys_open_admin_calls_and_nothing_else_does(tmp_path: Path) -> No
             for verb in ("load", "unload"):
                 url = f"{server.url}/v2/repository/models/item/{verb}"
                 reply = httpx.post(url, headers=headers)
-                assert (reply.status_code, "admin key" in reply.json()["error"]) == (401, True)
+                assert (reply.status_code, "admin API key required" in reply.json()["error"]) == (401, True)
         assert httpx.get(f"{server.url}/v2/models/item/ready").status_code == 200
         assert httpx.post(f"{server.url}/v2/repository/index").json()[0]["state"] == "READY"
         assert move(server, "latest", {"version": 1}, Authorization="Bearer admin-key-1").status_code == 200
@@ -255,7 +255,7 @@ def test_processes_that_share_a_folder_agree(tmp_path: Path) -> None:
 
 def test_many_at_once_lose_nothing(tmp_path: Path) -> None:
     """Threads of two processes' sets that add and take away names at the same time each have their effect."""
-    sets = [Withheld(tmp_path / "control"), Withheld(tmp_path / "control")]
+    sets = [UnloadedTables(tmp_path / "control"), UnloadedTables(tmp_path / "control")]
 
     def work(number: int) -> None:
         for name in ("a", "b", "c"):
@@ -272,8 +272,8 @@ def test_many_at_once_lose_nothing(tmp_path: Path) -> None:
 
 def test_a_damaged_control_file_is_an_error_and_not_an_empty_one(tmp_path: Path) -> None:
     """Nothing is served again because a file cannot be read."""
-    withheld = Withheld(tmp_path)
-    withheld.add("item")
+    unloaded = UnloadedTables(tmp_path)
+    unloaded.add("item")
     (tmp_path / "unloaded.json").write_text("{")
     with pytest.raises(VerificationFailed, match="not valid JSON"):
-        withheld.read()
+        unloaded.read()

@@ -12,7 +12,7 @@ from support.serving import ServerProcess, serving
 import embstore
 from embstore.errors import ConfigError, Forbidden, Unauthorized
 from embstore.schemes import Full
-from server.http.auth import Keys
+from server.http.auth import ApiKeys
 
 KEY, ADMIN = "a-lookup-key", "an-admin-key"
 LOOKUP = "/v1/tables/item/lookup"
@@ -68,7 +68,7 @@ def test_changes_need_an_admin_key(server: ServerProcess) -> None:
     assert [status(server, "PUT", path, key) for key in (None, "nobodys-key", KEY, ADMIN)] == [401, 401, 403, 200]
     assert [status(server, "POST", load, key) for key in (None, "nobodys-key", KEY, ADMIN)] == [401, 401, 403, 200]
     code, text = refusal(server, "PUT", path, KEY)
-    assert (code, text) == (403, "this API key is for lookups alone: the call needs an admin key, of admin_keys_file")
+    assert (code, text) == (403, "admin API key required (keys are listed in admin_keys_file)")
 
 
 @pytest.mark.parametrize("path", [LOOKUP, "/v1/tables/item/labels/stable", "/v1/tables"])
@@ -77,26 +77,26 @@ def test_a_wrong_key_is_told_from_none(server: ServerProcess, path: str) -> None
     method = "PUT" if "labels" in path else "POST" if path == LOOKUP else "GET"
     assert refusal(server, method, path, "nobodys-key") == (
         401,
-        "this API key is not known; the call needs an API key",
+        "unknown API key; API key required",
     )
     for none in (None, ""):
         code, text = refusal(server, method, path, none)
-        assert (code, text[:26]) == (401, "this call needs an API key")
+        assert (code, text[:16]) == (401, "API key required")
 
 
 def test_admin_calls_without_keys_for_lookups() -> None:
     """Where lookups are open, no key, a wrong one and an admin key are three different things too."""
-    keys = Keys([], [b"an-admin-key"], host="0.0.0.0")
+    keys = ApiKeys([], [b"an-admin-key"], host="0.0.0.0")
     keys.check_admin({b"x-api-key": b"an-admin-key"})
-    with pytest.raises(Unauthorized, match="this call needs an admin key"):
+    with pytest.raises(Unauthorized, match=r"^admin API key required"):
         keys.check_admin({})
-    with pytest.raises(Unauthorized, match="this API key is not known; the call needs an admin key"):
+    with pytest.raises(Unauthorized, match="unknown API key; admin API key required"):
         keys.check_admin({b"x-api-key": b"nobodys-key"})
 
 
 def test_without_an_admin_key_changes_are_for_this_machine_alone() -> None:
     """Loopback, named as such, not through a proxy and not from somebody else's page."""
-    local = Keys([], [], host="127.0.0.1")
+    local = ApiKeys([], [], host="127.0.0.1")
     local.check_admin({b"host": b"localhost:8000"})
     local.check_admin({b"host": b"[::1]:8000", b"origin": b"http://[::1]:8000"})
     for headers in (
@@ -109,16 +109,18 @@ def test_without_an_admin_key_changes_are_for_this_machine_alone() -> None:
         with pytest.raises(Forbidden):
             local.check_admin(headers)
     with pytest.raises(Forbidden):
-        Keys([], [], host="0.0.0.0").check_admin({b"host": b"localhost"})
+        ApiKeys([], [], host="0.0.0.0").check_admin({b"host": b"localhost"})
     with pytest.raises(Unauthorized):
-        Keys([b"key-of-one"], [], host="127.0.0.1").check_admin({b"host": b"localhost"})
+        ApiKeys([b"key-of-one"], [], host="127.0.0.1").check_admin({b"host": b"localhost"})
 
 
-@pytest.mark.parametrize(("text", "why"), [("", "holds no key"), ("short\n", "fewer than 8"), (None, "No such file")])
+@pytest.mark.parametrize(
+    ("text", "why"), [("", "no API key found"), ("short\n", "fewer than 8"), (None, "No such file")]
+)
 def test_a_keys_file_that_opens_nothing_is_an_error(tmp_path: Path, text: str | None, why: str) -> None:
     """A mistake in it must not leave the door open."""
     path = tmp_path / "keys"
     if text is not None:
         path.write_text(text)
     with pytest.raises(ConfigError, match=why):
-        Keys.read(path, None, host="127.0.0.1")
+        ApiKeys.read(path, None, host="127.0.0.1")

@@ -19,6 +19,7 @@ from embstore.errors import ConfigError
 from embstore.kernels.cpu.floor import gather_runs
 from embstore.schemes import SCHEMES
 from embstore.schemes.base import Scheme
+from embstore.train.demo import write_demo
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,20 @@ def test_the_command_measures_every_scheme() -> None:
     assert found["machine"]["cores"] >= 1
 
 
+def test_training_is_compared_with_nn_embedding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`embstore bench train --json` has nn.Embedding first, as 1, and each scheme's share of its speed."""
+    small = [str(write_demo(tmp_path)), "--steps", "4", "--rounds", "2", "--ratio", "2", "--device", "cpu", "--json"]
+    monkeypatch.setattr(sys, "argv", ["embstore", "bench", "train", *small])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["name"] for row in rows] == ["nn.Embedding", *SCHEMES]
+    assert rows[0]["ratio"] == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -101,6 +116,8 @@ def test_the_command_measures_every_scheme() -> None:
         (["kernels", "--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["schemes", "--ratio", "0.5"], "--ratio must be at least 1"),
         (["schemes", "--markdown", "nowhere.md"], "cannot read nowhere.md"),
+        (["train", "nowhere.toml", "--steps", "0"], "--steps must be at least 1, got 0"),
+        (["train", "nowhere.toml"], "nowhere.toml"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -122,12 +139,13 @@ def test_a_table_is_written_between_its_markers(tmp_path: Path) -> None:
     begin = "<!-- made by `embstore bench schemes --ratio 2` -->"
     path.write_text(f"before\n{begin}\nold\n<!-- end -->\nafter\n")
     row = Row(scheme="pq", num_bytes=1234, ratio=2, ndcg=0.1, of_full=0.5, lookup_us=3, train_seconds=1)
-    write_markdown(path, [row], ratio=2, config=None)
+    write_markdown(path, [row], {"cpu": "some", "load": 1}, ratio=2, config=None)
     text = path.read_text()
     assert text.startswith(f"before\n{begin}\n| scheme |")
     assert text.endswith("<!-- end -->\nafter\n")
     assert "| pq | 1,234 | 2 | 0.1000 | 50% | 3.0 | 1.0 |" in text
+    assert "Machine: cpu some." in text
     assert "old" not in text
     with pytest.raises(ConfigError, match="has no lines"):
-        write_markdown(path, [row], ratio=3, config=None)
+        write_markdown(path, [row], {}, ratio=3, config=None)
     assert path.read_text() == text

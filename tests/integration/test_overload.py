@@ -29,7 +29,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerPro
     folder = tmp_path_factory.mktemp("overload")
     store = embstore.open_store(publish(folder / "store"))
     store.publish("slow", DHE(1000, 16, num_hashes=512, hidden=(512, 512)))
-    env = {"EMBSTORE_MAX_CONCURRENCY": "1", "EMBSTORE_MAX_QUEUE": str(QUEUE), "EMBSTORE_CACHE": "off"}
+    env = {"EMBSTORE_MAX_CONCURRENCY": "1", "EMBSTORE_MAX_QUEUED_REQUESTS": str(QUEUE), "EMBSTORE_CACHE": "off"}
     env["EMBSTORE_MAX_WAITING_BYTES"] = str(WAITING_BYTES)
     with serving(folder / "store", folder / "log", env=env) as server:
         with Wire(server) as wire:

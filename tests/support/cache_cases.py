@@ -46,9 +46,15 @@ def table_of(
     return make_table(manifest, {**stored_arrays(module), **ids.arrays(), DEFAULT_VECTOR: default_D})
 
 
-def service() -> LookupService:
-    """Where a cached table computes: at once, and in two threads what is large."""
-    return LookupService(inline_ids=8192, num_threads=2)
+def computing(inline_misses: int = 8192) -> dict[str, Any]:
+    """How a cached table computes: at once, and in two threads what is large."""
+    service = LookupService(inline_ids=8192, num_threads=2)
+    return {
+        "compute": service.compute,
+        "in_thread": service.do,
+        "inline_ids": service.inline_ids,
+        "inline_misses": inline_misses,
+    }
 
 
 def full_table(version: int = 1, **options: Any) -> Table:

@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 import numpy as np
-from embstore_client._plan import Plan
-from embstore_client._protocol import Reply, Request
+from embstore_client._core.plan import Plan
+from embstore_client._core.protocol import Reply, Request
 from numpy.typing import NDArray
 
 # Golden: two rows of two float32, ids 1.0 -2.0 / 0.5 0.0, little-endian, written out by hand.

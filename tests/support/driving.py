@@ -12,15 +12,20 @@ import uvloop
 from loadtest.generator.loops import Load
 from loadtest.generator.worker import make_load, schedule
 from loadtest.results.tally import Tally
-from loadtest.scenario.model import Ask, Batch, Keys, Phase, Scenario
+from loadtest.scenario.model import Batch, IdDistribution, Phase, RequestSpec, Scenario
 from support.ill_server import NUM_IDS, ROWS
 
-ASK = Ask(keys=Keys(kind="uniform"), batch=Batch(size=ROWS))
+SPEC = RequestSpec(ids=IdDistribution(kind="uniform"), batch=Batch(size=ROWS))
 
 
 def scenario(url: str, *, seconds: float = 0.5, rate: float = 100.0, **fields: Any) -> Scenario:
     """A short load of lookups that a scripted server can answer, evenly due."""
-    given = {"phases": (Phase(seconds=seconds, rate=rate),), "asks": (ASK,), "arrivals": "constant", "connections": 4}
+    given = {
+        "phases": (Phase(seconds=seconds, rate=rate),),
+        "requests": (SPEC,),
+        "arrivals": "constant",
+        "connections": 4,
+    }
     return Scenario(**(given | {"url": url, "scrape": False} | fields))
 
 

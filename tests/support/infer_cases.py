@@ -18,12 +18,12 @@ import embstore
 from embstore.table import Fetched, Table
 from server.api.codecs.tensors import DTYPES
 from server.api.lookup import LookupHandler
-from server.http.auth import Keys
+from server.http.auth import ApiKeys
 from server.http.buffer_pool import Buffers
 from server.http.limits import Limits
 from server.http.messages import Reply, Request
 from server.http.routing import INFER, Route
-from server.tables.registry import Snapshot
+from server.tables.snapshot import Snapshot
 
 LENGTH = b"inference-header-content-length"
 MAX = 1000
@@ -148,7 +148,14 @@ def answer(
     )
     here: Any = SimpleNamespace(snapshot=snapshot, started=True)
     health: Any = SimpleNamespace(draining=False)
-    parts: Any = (service or Service(), counts or Counts(), health, Keys([], [], host="127.0.0.1"), Buffers(), limits)
+    parts: Any = (
+        service or Service(),
+        counts or Counts(),
+        health,
+        ApiKeys([], [], host="127.0.0.1"),
+        Buffers(),
+        limits,
+    )
     request = Request(b"POST", Route(INFER, model, version), headers, body, b"1", time.perf_counter())
     reply = _Raising(here, *parts).answer(request)
     if not isawaitable(reply):

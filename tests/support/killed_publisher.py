@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from embstore.publish import Publication, Store
+from embstore.publish.publication import Publication
+from embstore.publish.store import Store
 from embstore.schemes import MEmCom
 
 STEPS = ("mkdir", "open", "close", "fsync", "rename", "replace", "link", "unlink", "rmdir", "listdir", "scandir")

@@ -15,7 +15,7 @@ import uvloop
 
 from embstore.table import Table
 from server.cache.circuit_breaker import Breaker
-from server.cache.redis_cache import RedisTier
+from server.cache.redis_cache import RedisCache
 from support.cache_cases import Counts, full_table, same_bits, truth
 
 TABLE = full_table()
@@ -24,11 +24,11 @@ PATIENT_S = 2.0  # a busy test machine is not what most of these tests are about
 
 
 @asynccontextmanager
-async def tier_at(url: str, counts: Counts, **options: Any) -> AsyncIterator[RedisTier]:
+async def tier_at(url: str, counts: Counts, **options: Any) -> AsyncIterator[RedisCache]:
     """A tier that probes soon, connected if it can."""
     options = {"timeout_s": PATIENT_S, "num_connections": 2} | options
-    breaker = Breaker(counts.lookups.set_breaker, least_s=0.05, most_s=0.2)
-    tier = RedisTier(url, counts.lookups, breaker=breaker, writes=Breaker(least_s=0.05, most_s=0.2), **options)
+    breaker = Breaker(counts.lookups.set_breaker, min_wait_s=0.05, max_wait_s=0.2)
+    tier = RedisCache(url, counts.lookups, breaker=breaker, writes=Breaker(min_wait_s=0.05, max_wait_s=0.2), **options)
     await tier.start()
     try:
         yield tier
@@ -36,7 +36,7 @@ async def tier_at(url: str, counts: Counts, **options: Any) -> AsyncIterator[Red
         await tier.close()
 
 
-def running(url: str, test: Callable[[RedisTier, Counts], Awaitable[None]], **options: Any) -> Counts:
+def running(url: str, test: Callable[[RedisCache, Counts], Awaitable[None]], **options: Any) -> Counts:
     """Run a test with a tier; what it counted."""
     counts = Counts()
 
@@ -49,7 +49,7 @@ def running(url: str, test: Callable[[RedisTier, Counts], Awaitable[None]], **op
     return counts
 
 
-async def ask(tier: RedisTier, rows: Any = ROWS, table: Table = TABLE) -> int:
+async def ask(tier: RedisCache, rows: Any = ROWS, table: Table = TABLE) -> int:
     """How many rows it had: those are right to the last bit, and nothing else was written."""
     rows = np.asarray(rows, np.int64)
     out = np.full((len(rows), table.embedding_dim), np.nan, np.float32)
@@ -59,7 +59,7 @@ async def ask(tier: RedisTier, rows: Any = ROWS, table: Table = TABLE) -> int:
     return int(hits.sum())
 
 
-async def put(tier: RedisTier, rows: Any = ROWS, table: Table = TABLE) -> None:
+async def put(tier: RedisCache, rows: Any = ROWS, table: Table = TABLE) -> None:
     """Write the true vectors of rows, and wait for it."""
     rows = np.asarray(rows, np.int64)
     tier.put_soon(table, rows, truth(table, rows))

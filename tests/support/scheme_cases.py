@@ -282,6 +282,12 @@ def looked_up(module: Any, ids: Tensor, dtype: str = "float32", device: str = "c
     return out.cpu()
 
 
+def all_paths(module: Any, ids: Tensor | list[int]) -> list[Tensor]:
+    """The vectors of ids by forward, by the torch lookup and by the compiled one."""
+    tensor = torch.as_tensor(ids)
+    return [module(tensor).detach(), looked_up(module, tensor), served(module, tensor)]
+
+
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal shape and equal bits: NaN equals itself, -0.0 is not 0.0."""
     return a.shape == b.shape and torch.equal(a.detach().cpu().view(torch.int32), b.detach().cpu().view(torch.int32))

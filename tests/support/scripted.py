@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,16 +109,22 @@ def trickle(exchange: Exchange) -> None:
 class ScriptedServer:
     """Does `acts` one after the other, a request each, then `answer`s whatever comes."""
 
-    def __init__(self, *acts: Act, port: int = 0) -> None:
+    def __init__(self, *acts: Act, port: int = 0, uds: Path | None = None) -> None:
         self.acts = list(acts)
         self.seen: list[Exchange] = []
         self.given_up: list[int] = []
         self.connections = 0
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", port))
-        self.port = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        if uds is None:
+            self._listener = socket.create_server(("127.0.0.1", port))
+            self.port = self._listener.getsockname()[1]
+            self.url = f"http://127.0.0.1:{self.port}"
+        else:
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(str(uds))
+            self._listener.listen()
+            self.url = f"unix://{uds}"
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
@@ -162,9 +169,9 @@ class ScriptedServer:
 
 
 @contextmanager
-def scripted(*acts: Act, port: int = 0) -> Iterator[ScriptedServer]:
+def scripted(*acts: Act, port: int = 0, uds: Path | None = None) -> Iterator[ScriptedServer]:
     """A server for one test."""
-    server = ScriptedServer(*acts, port=port)
+    server = ScriptedServer(*acts, port=port, uds=uds)
     try:
         yield server
     finally:

@@ -1,4 +1,4 @@
-"""A real server process for tests: `embstore serve` on a loopback port, its log kept, always ended."""
+"""A real server process for tests: `embstore serve` on a loopback port or a socket file, its log kept, always ended."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ServerProcess:
     def __init__(self, store: Path, log: Path, env: dict[str, str] | None = None, **flags: Any) -> None:
         options = {"poll-seconds": 0.1, "drain-seconds": 0.2} | flags
         self.store, self.log_path = store, log
-        arguments = ["serve", "--store", str(store), "--port", "0"]
+        arguments = ["serve", "--store", str(store), *([] if "uds" in flags else ["--port", "0"])]
         for name, value in options.items():
             arguments += [f"--{name.replace('_', '-')}", str(value)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("EMBSTORE_")} | (env or {})
@@ -59,9 +59,17 @@ class ServerProcess:
             assert time.monotonic() < end, f"waited for {what}: {self.log_path.read_text()[-2000:]}"
             time.sleep(0.02)
 
+    def client(self) -> httpx.Client:
+        """A client of httpx's, over TCP or the Unix-domain socket."""
+        if self.url.startswith("unix://"):
+            transport = httpx.HTTPTransport(uds=self.url.removeprefix("unix://"))
+            return httpx.Client(base_url="http://localhost", transport=transport)
+        return httpx.Client(base_url=self.url)
+
     def wait_ready(self) -> None:
         """Until /readyz says yes."""
-        self.wait_until(lambda: httpx.get(f"{self.url}/readyz").status_code == 200, "readiness")
+        with self.client() as client:
+            self.wait_until(lambda: client.get("/readyz").status_code == 200, "readiness")
 
     def memory_mib(self) -> float:
         """Resident memory that is this process's own (not mapped files)."""

@@ -7,8 +7,12 @@
 ((3, 64), True, 7)
 """
 
-from ._async import AsyncEmbeddingClient
-from ._bags import Bags
+from ._async.client import AsyncEmbeddingClient
+from ._core.near_cache import NearCache
+from ._core.observer import Observer
+from ._core.policies import Hedge, Retries
+from ._core.query import Bags
+from ._core.rows import ManyRows, Rows
 from ._errors import (
     BodyTooLarge,
     Conflict,
@@ -38,11 +42,7 @@ from ._errors import (
     VersionNotFound,
     WrongDtype,
 )
-from ._near_cache import NearCache
-from ._observe import Observer
-from ._rows import ManyRows, Rows
-from ._settings import Hedge, Retries
-from ._sync import EmbeddingClient
+from ._sync.client import EmbeddingClient
 from ._version import __version__
 
 __all__ = [

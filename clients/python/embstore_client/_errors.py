@@ -197,7 +197,6 @@ BY_CODE: dict[str, type[ServiceError]] = {
     "label_not_found": LabelNotFound,
     "release_not_found": ReleaseNotFound,
     "conflict": Conflict,
-    "too_large": TooLarge,
     "too_many_ids": TooManyIds,
     "body_too_large": BodyTooLarge,
     "unsupported_media_type": UnsupportedMediaType,
@@ -210,7 +209,6 @@ BY_CODE: dict[str, type[ServiceError]] = {
     "draining": Draining,
     "store_failed": Unavailable,
     "device_failed": Unavailable,
-    "deadline": DeadlineExceeded,
     "deadline_exceeded": DeadlineExceeded,
     "request_timeout": DeadlineExceeded,
 }

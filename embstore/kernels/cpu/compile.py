@@ -7,7 +7,6 @@ table looks its golden ids up.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import threading
@@ -17,6 +16,8 @@ from typing import Any
 
 from numba import njit, types
 from numba.core.errors import NumbaError
+
+from embstore.common.locks import release_lock, take_lock
 
 log = logging.getLogger(__name__)
 _LOCK = threading.Lock()
@@ -61,24 +62,19 @@ def _turn(folder: str, name: str) -> Iterator[None]:
     finds the code compiled. Where there can be no lock (a folder for reading only, a file system without locks), none
     is held.
     """
-    lock = _open_lock(os.path.join(folder, f"{name}.lock"))
+    lock = _lock_on(os.path.join(folder, f"{name}.lock"))
     try:
-        if lock is not None:
-            with suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
         if lock is not None:
-            with suppress(OSError):  # unlocked, not left to close: a process forked meanwhile has the file open too
-                fcntl.flock(lock, fcntl.LOCK_UN)
-            os.close(lock)
+            release_lock(lock)
 
 
-def _open_lock(path: str) -> int | None:
-    """The file, made if it is not there; somebody else's serves for reading."""
+def _lock_on(path: str) -> int | None:
+    """A lock on the file, made if it is not there; somebody else's serves for reading."""
     for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
         with suppress(OSError):
-            return os.open(path, flags, 0o666)
+            return take_lock(path, flags)
     return None
 
 

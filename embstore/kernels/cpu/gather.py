@@ -20,9 +20,9 @@ from embstore.kernels.cpu.rows import (
     IDS,
     OUT,
     bucket,
-    fetch,
     int64,
     mod,
+    prefetch_row,
     put_row,
     put_row_scaled,
     void,
@@ -35,10 +35,10 @@ def gather(weight, ids, out):
     num_ids = ids.shape[0]
     for i in range(min(AHEAD, num_ids)):
         if ids[i] >= 0:
-            fetch(weight, ids[i])
+            prefetch_row(weight, ids[i])
     for i in range(num_ids):
         if i + AHEAD < num_ids and ids[i + AHEAD] >= 0:
-            fetch(weight, ids[i + AHEAD])
+            prefetch_row(weight, ids[i + AHEAD])
         if ids[i] >= 0:
             put_row(weight, ids[i], out, i, 0)
 
@@ -55,7 +55,7 @@ def gather_mod(weight, ids, out):
             put_row(weight, ring[slot], out, i, 0)
         if step < num_ids and ids[step] >= 0:
             ring[slot] = mod(ids[step], num_rows)
-            fetch(weight, ring[slot])
+            prefetch_row(weight, ring[slot])
 
 
 @kernel(lambda table: void(table, IDS, int64, OUT))
@@ -69,7 +69,7 @@ def _gather_hash(weight, ids, offset, out):
             put_row(weight, ring[slot], out, i, 0)
         if step < num_ids and ids[step] >= 0:
             ring[slot] = bucket(ids[step], num_rows, offset)
-            fetch(weight, ring[slot])
+            prefetch_row(weight, ring[slot])
 
 
 def gather_hash(weight, ids, seed, out):
@@ -90,7 +90,7 @@ def gather_scaled(shared, scale, ids, out):
         if step < num_ids and ids[step] >= 0:
             ring[slot] = mod(ids[step], num_rows)
             prefetch(scale, ids[step], 0)
-            fetch(shared, ring[slot])
+            prefetch_row(shared, ring[slot])
 
 
 @kernel(lambda table: void(table, FLOATS, IDS, OUT))
@@ -109,7 +109,7 @@ def gather_scaled_biased(shared, scale_bias, ids, out):
         if step < num_ids and ids[step] >= 0:
             ring[slot] = mod(ids[step], num_rows)
             prefetch(scale_bias, ids[step], 0)
-            fetch(shared, ring[slot])
+            prefetch_row(shared, ring[slot])
 
 
 @compiled(void(FLOATS, IDS, OUT))

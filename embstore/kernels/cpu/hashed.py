@@ -30,9 +30,9 @@ from embstore.kernels.cpu.rows import (
     add_row_scaled,
     bucket,
     element,
-    fetch,
     int64,
     mod,
+    prefetch_row,
     put_row,
     put_row_scaled,
     row_width,
@@ -105,10 +105,10 @@ def _compile_put_sum_scaled(table, factors, own, ring, slot, num_rows, out, i): 
 
 
 @njit(inline="always")
-def _fetch_row(table, id_, num_rows, offset, start):
+def _prefetch_hashed(table, id_, num_rows, offset, start):
     """The row of one hash of an id; the processor is asked for it. The loop over hashes, in here, would be slower."""
     row = np.uint64(start) + np.uint64(bucket(id_, num_rows, offset))
-    fetch(table, row)
+    prefetch_row(table, row)
     return row
 
 
@@ -122,7 +122,7 @@ def _sum(weight, offsets, ids, num_rows, stride, out):
             _put_sum(weight, ring, slot, len(offsets), out, i)
         if step < num_ids and ids[step] >= 0:
             for j in range(len(offsets)):
-                ring[slot, j] = _fetch_row(weight, ids[step], num_rows, offsets[j], j * stride)
+                ring[slot, j] = _prefetch_hashed(weight, ids[step], num_rows, offsets[j], j * stride)
 
 
 def _concat(weight, offsets, ids, num_rows, stride, out):
@@ -136,7 +136,7 @@ def _concat(weight, offsets, ids, num_rows, stride, out):
                 put_row(weight, ring[slot, j], out, i, j * row_width(weight))
         if step < num_ids and ids[step] >= 0:
             for j in range(len(offsets)):
-                ring[slot, j] = _fetch_row(weight, ids[step], num_rows, offsets[j], j * stride)
+                ring[slot, j] = _prefetch_hashed(weight, ids[step], num_rows, offsets[j], j * stride)
 
 
 def _sum_weighted(weight, factors, offsets, ids, num_rows, stride, out):
@@ -151,7 +151,7 @@ def _sum_weighted(weight, factors, offsets, ids, num_rows, stride, out):
             own[slot] = np.uint64(mod(ids[step], num_slots))
             prefetch(factors, own[slot], 0)
             for j in range(len(offsets)):
-                ring[slot, j] = _fetch_row(weight, ids[step], num_rows, offsets[j], j * stride)
+                ring[slot, j] = _prefetch_hashed(weight, ids[step], num_rows, offsets[j], j * stride)
 
 
 def _concat_weighted(weight, factors, offsets, ids, num_rows, stride, out):
@@ -167,7 +167,7 @@ def _concat_weighted(weight, factors, offsets, ids, num_rows, stride, out):
             own[slot] = np.uint64(mod(ids[step], num_slots))
             prefetch(factors, own[slot], 0)
             for j in range(len(offsets)):
-                ring[slot, j] = _fetch_row(weight, ids[step], num_rows, offsets[j], j * stride)
+                ring[slot, j] = _prefetch_hashed(weight, ids[step], num_rows, offsets[j], j * stride)
 
 
 def _product(tokens, weights, offsets, weight_offsets, ids, out):
@@ -189,7 +189,7 @@ def _product(tokens, weights, offsets, weight_offsets, ids, out):
                 own[slot, j] = np.uint64(bucket(ids[step], weights.shape[0], weight_offsets[j]))
                 prefetch(weights, own[slot, j], 0)
             for j in range(len(offsets)):
-                ring[slot, j] = _fetch_row(tokens, ids[step], tokens.shape[0], offsets[j], 0)
+                ring[slot, j] = _prefetch_hashed(tokens, ids[step], tokens.shape[0], offsets[j], 0)
 
 
 @cache

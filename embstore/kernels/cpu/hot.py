@@ -24,7 +24,7 @@ from numba import njit, types
 from embstore.hashing import seed_offset
 from embstore.kernels.cpu.compile import compiled
 from embstore.kernels.cpu.prefetch import prefetch
-from embstore.kernels.cpu.rows import AHEAD, FLOATS, IDS, OUT, fetch, int64, mix, put_row, void
+from embstore.kernels.cpu.rows import AHEAD, FLOATS, IDS, OUT, int64, mix, prefetch_row, put_row, void
 
 WAYS = 8
 WORDS = 16
@@ -183,7 +183,7 @@ def take(sets, vectors, clock, rows, out, start, stop, misses, num_misses):
             if way < WAYS:
                 _add(sets, s, way)
                 ring[i % RING] = s * WAYS + way
-                fetch(vectors, s * WAYS + way)
+                prefetch_row(vectors, s * WAYS + way)
             else:
                 hashed = mix(rows[i], _OFFSET)
                 _raise_to(sets, s, hashed, _estimate(sets, s, hashed) + 1)
@@ -211,7 +211,7 @@ def put(sets, vectors, clock, rows, offered, start, stop):
             ring[i % RING] = -1
             if way >= 0:
                 ring[i % RING] = s * WAYS + way
-                fetch(vectors, s * WAYS + way)
+                prefetch_row(vectors, s * WAYS + way)
         if step < stop:
             ring[step % RING] = _ask(sets, num_sets, rows[step])
 

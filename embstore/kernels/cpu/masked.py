@@ -28,7 +28,7 @@ def _block(ends, id_):
 
 
 @njit(inline="always")
-def _fetch(values, start, width):
+def _prefetch(values, start, width):
     for at in range(start, start + width, LINE_BYTES // 4):
         prefetch(values, 0, at)
     prefetch(values, 0, start + width - 1)
@@ -47,7 +47,7 @@ def prefix(values, ends, widths, shifts, ids, out):
         if step < num_ids and ids[step] >= 0:
             k = _block(ends, ids[step])
             starts[slot], lengths[slot] = shifts[k] + ids[step] * widths[k], widths[k]
-            _fetch(values, starts[slot], lengths[slot])
+            _prefetch(values, starts[slot], lengths[slot])
 
 
 @compiled(void(FLOATS, FLOATS, INTS, INTS, INTS, IDS, OUT))
@@ -63,4 +63,4 @@ def prefix_rotated(values, rotation, ends, widths, shifts, ids, out):
         if step < num_ids and ids[step] >= 0:
             k = _block(ends, ids[step])
             starts[slot], lengths[slot] = shifts[k] + ids[step] * widths[k], widths[k]
-            _fetch(values, starts[slot], lengths[slot])
+            _prefetch(values, starts[slot], lengths[slot])

@@ -17,7 +17,7 @@ from numba import njit, types
 
 from embstore.kernels.cpu.compile import kernel
 from embstore.kernels.cpu.matmul_tile import DEPTH, LANES, ROWS, multiply_tile
-from embstore.kernels.cpu.rows import FLOATS, IDS, OUT, fetch, put_row, void
+from embstore.kernels.cpu.rows import FLOATS, IDS, OUT, prefetch_row, put_row, void
 
 u64 = np.uint64
 """Indices that cannot be negative: numba then leaves out its test, and LLVM turns copies into vectors."""
@@ -90,7 +90,7 @@ def gather_through(weight, hidden, hidden_bias, output, output_bias, ids, out):
     x, z = np.zeros((ROWS, width), np.float32), np.zeros((ROWS, spare_hidden.shape[2]), np.float32)
     y = np.zeros((ROWS, spare_output.shape[2]), np.float32)
     for at in range(min(ROWS, row.shape[0])):
-        fetch(weight, row[at])
+        prefetch_row(weight, row[at])
     first = 0
     for q in range(ends.shape[0]):
         if ends[q] == first:
@@ -102,7 +102,7 @@ def gather_through(weight, hidden, hidden_bias, output, output_bias, ids, out):
         for start in range(first, ends[q], ROWS):
             stop = min(start + ROWS, ends[q])
             for at in range(stop, min(stop + ROWS, row.shape[0])):
-                fetch(weight, row[at])
+                prefetch_row(weight, row[at])
             for at in range(start, stop):
                 put_row(weight, u64(row[at]), x, u64(at - start), u64(0))
             if num_hidden % LANES:

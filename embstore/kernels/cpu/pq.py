@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit, types
 
 from embstore.kernels.cpu.compile import compiled, kernel
-from embstore.kernels.cpu.rows import AHEAD, FLOATS, IDS, OUT, element, fetch, row_width, scale_bias, void
+from embstore.kernels.cpu.rows import AHEAD, FLOATS, IDS, OUT, element, prefetch_row, row_width, scale_bias, void
 
 u64 = np.uint64
 """Indices that cannot be negative: numba then leaves out the test for indices that count from the end, which costs
@@ -55,10 +55,10 @@ def _gather(codebooks, codes, ids, width, out):
     num_codes = u64(codebooks.shape[0] // codes.shape[1])
     for i in range(min(AHEAD, num_ids)):
         if ids[i] >= 0:
-            fetch(codes, ids[i])
+            prefetch_row(codes, ids[i])
     for i in range(num_ids):
         if i + AHEAD < num_ids and ids[i + AHEAD] >= 0:
-            fetch(codes, ids[i + AHEAD])
+            prefetch_row(codes, ids[i + AHEAD])
         if ids[i] < 0:
             continue
         id_, first = u64(ids[i]), u64(0)
@@ -156,10 +156,10 @@ def _gather_rotating(codebooks, codes, rotation, ids, out):
     num_ids = ids.shape[0]
     for i in range(min(AHEAD, num_ids)):
         if ids[i] >= 0:
-            fetch(codes, ids[i])
+            prefetch_row(codes, ids[i])
     for i in range(num_ids):
         if i + AHEAD < num_ids and ids[i + AHEAD] >= 0:
-            fetch(codes, ids[i + AHEAD])
+            prefetch_row(codes, ids[i + AHEAD])
         if ids[i] < 0:
             continue
         id_, first, at = u64(ids[i]), u64(0), u64(0)
@@ -190,10 +190,10 @@ def _gather_rotated(rotated, codes, ids, out):
     num_ids = ids.shape[0]
     for i in range(min(AHEAD, num_ids)):
         if ids[i] >= 0:
-            fetch(codes, ids[i])
+            prefetch_row(codes, ids[i])
     for i in range(num_ids):
         if i + AHEAD < num_ids and ids[i + AHEAD] >= 0:
-            fetch(codes, ids[i + AHEAD])
+            prefetch_row(codes, ids[i + AHEAD])
         if ids[i] < 0:
             continue
         id_, at, column = u64(ids[i]), u64(i), u64(0)

@@ -19,8 +19,8 @@ from embstore.kernels.cpu.rows import (
     FLOATS,
     IDS,
     OUT,
-    fetch,
     int64,
+    prefetch_row,
     put_row,
     row_width,
     void,
@@ -32,8 +32,8 @@ PLACES = types.Array(types.int64, 1, "C")
 
 
 @njit(inline="always")
-def _fetch_row(table, row):
-    fetch(table, row)
+def _prefetch_own(table, row):
+    prefetch_row(table, row)
     prefetch(table, row, table.shape[1] - 1)  # short rows may lie across two lines
 
 
@@ -61,10 +61,10 @@ def project(factors, projection, offset, ids, out):
     num_ids, scratch = ids.shape[0], np.empty((1, row_width(factors)), np.float32)
     for i in range(min(AHEAD, num_ids)):
         if ids[i] >= 0:
-            _fetch_row(factors, ids[i])
+            _prefetch_own(factors, ids[i])
     for i in range(num_ids):
         if i + AHEAD < num_ids and ids[i + AHEAD] >= 0:
-            _fetch_row(factors, ids[i + AHEAD])
+            _prefetch_own(factors, ids[i + AHEAD])
         if ids[i] >= 0:
             put_projected(factors, ids[i], scratch, offset, projection, out, i)
 
@@ -97,10 +97,10 @@ def project_block(rows, projection, first, ids, places, begin, end, out):
     """out[i] = rows[ids[i] - first] @ projection for i in places[begin:end]."""
     scratch, zeros = np.empty((1, row_width(rows)), np.float32), np.zeros((1, out.shape[1]), np.float32)
     for t in range(begin, min(begin + AHEAD, end)):
-        _fetch_row(rows, ids[places[t]] - first)
+        _prefetch_own(rows, ids[places[t]] - first)
     for t in range(begin, end):
         if t + AHEAD < end:
-            _fetch_row(rows, ids[places[t + AHEAD]] - first)
+            _prefetch_own(rows, ids[places[t + AHEAD]] - first)
         i = places[t]
         put_projected(rows, ids[i] - first, scratch, zeros, projection, out, i)
 
@@ -109,8 +109,8 @@ def project_block(rows, projection, first, ids, places, begin, end, out):
 def gather_block(rows, first, ids, places, begin, end, out):
     """out[i] = rows[ids[i] - first] for i in places[begin:end]."""
     for t in range(begin, min(begin + AHEAD, end)):
-        fetch(rows, ids[places[t]] - first)
+        prefetch_row(rows, ids[places[t]] - first)
     for t in range(begin, end):
         if t + AHEAD < end:
-            fetch(rows, ids[places[t + AHEAD]] - first)
+            prefetch_row(rows, ids[places[t + AHEAD]] - first)
         put_row(rows, ids[places[t]] - first, out, places[t], 0)

@@ -28,8 +28,8 @@ from embstore.kernels.cpu.rows import (
     OUT,
     add_row,
     element,
-    fetch,
     multiply_row,
+    prefetch_row,
     put_row,
     row_width,
     scale_bias,
@@ -47,11 +47,11 @@ def _digits(id_, moduli, table, ring, slot):
         quotient = rest // u64(moduli[j])
         row = start + (rest - quotient * u64(moduli[j]))
         ring[slot, j] = row
-        fetch(table, row)
+        prefetch_row(table, row)
         start += u64(moduli[j])
         rest = quotient
     ring[slot, len(moduli) - 1] = start + rest
-    fetch(table, start + rest)
+    prefetch_row(table, start + rest)
 
 
 @njit(inline="always")
@@ -61,7 +61,7 @@ def _remainders(id_, moduli, table, ring, slot):
     for j in range(len(moduli)):
         row = start + u64(id_) % u64(moduli[j])
         ring[slot, j] = row
-        fetch(table, row)
+        prefetch_row(table, row)
         start += u64(moduli[j])
 
 

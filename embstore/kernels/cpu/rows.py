@@ -56,7 +56,7 @@ def _compile_per_line(table):
 
 
 @njit(inline="always")
-def fetch(table, row):
+def prefetch_row(table, row):
     """Ask for every cache line of a row; the branches always go the same way, a loop's last one does not."""
     width, line = table.shape[1], _per_line(table)
     prefetch(table, row, 0)

@@ -19,9 +19,9 @@ from embstore.kernels.cpu.rows import (
     IDS,
     OUT,
     bucket,
-    fetch,
     int64,
     mod,
+    prefetch_row,
     put_row,
     void,
 )
@@ -34,10 +34,10 @@ MAP = types.Array(types.int32, 1, "C", readonly=True)
 def _gather_block(table, rows, places, count, out):
     """out[places[t]] = table[rows[t]] for the first `count`."""
     for t in range(min(AHEAD, count)):
-        fetch(table, rows[t])
+        prefetch_row(table, rows[t])
     for t in range(count):
         if t + AHEAD < count:
-            fetch(table, rows[t + AHEAD])
+            prefetch_row(table, rows[t + AHEAD])
         put_row(table, rows[t], out, places[t], 0)
 
 
@@ -78,7 +78,7 @@ def gather_hot_mod(weight, num_hot, ids, out):
         if step < num_ids and ids[step] >= 0:
             row = ids[step]
             ring[slot] = row if row < num_hot else num_hot + mod(row - num_hot, num_cold)
-            fetch(weight, ring[slot])
+            prefetch_row(weight, ring[slot])
 
 
 @kernel(lambda table: void(table, int64, IDS, int64, OUT))
@@ -93,7 +93,7 @@ def _gather_hot_hash(weight, num_hot, ids, offset, out):
         if step < num_ids and ids[step] >= 0:
             row = ids[step]
             ring[slot] = row if row < num_hot else num_hot + bucket(row, num_cold, offset)
-            fetch(weight, ring[slot])
+            prefetch_row(weight, ring[slot])
 
 
 def gather_hot_hash(weight, num_hot, ids, seed, out):
@@ -114,6 +114,6 @@ def gather_mapped(weight, row_of, ids, out):
         i = step - AHEAD
         if 0 <= i < num_ids and ids[i] >= 0:
             ring[slot] = row_of[ids[i]]
-            fetch(weight, ring[slot])
+            prefetch_row(weight, ring[slot])
         if step < num_ids and ids[step] >= 0:
             prefetch_1d(row_of, ids[step])

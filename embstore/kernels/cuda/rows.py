@@ -177,13 +177,6 @@ def read_rows(table, row_B, column_D, mask_BD, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def read_each(table, row_BD, column_BD, mask_BD, WIDTH: tl.constexpr):
-    """Float32 [B, D]: every element from a row of its own; shapes that broadcast to [B, D] will do."""
-    scale_BD, bias_BD = scale_bias(table, row_BD, WIDTH)
-    return elements(table, row_BD, column_BD, scale_BD, bias_BD, mask_BD, WIDTH)
-
-
-@triton.jit
 def columns_of_part(column_D, mask_BD, j, OP: tl.constexpr, PART: tl.constexpr):
     """Which columns of row j of an id go into the program's, and where: all of them, or (concat) PART side by side."""
     if OP == "concat":

@@ -16,6 +16,7 @@ from server.api.codecs.vectors import (
     JSON,
     OCTET_STREAM,
     PLACEHOLDER,
+    TEXT_DTYPES,
     check_dtype,
     check_on_missing,
     encode_json,
@@ -119,7 +120,7 @@ def _query(table: str, body: LookupBody) -> Query:
 
 def _check_text_dtype(query: Query) -> None:
     """Unprocessable when a type has no place in JSON."""
-    if query.dtype == "int8":
+    if query.dtype not in TEXT_DTYPES:
         raise Unprocessable(f"dtype {query.dtype} is binary only: send `Accept: {OCTET_STREAM}`")
 
 

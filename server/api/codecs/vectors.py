@@ -20,7 +20,8 @@ from server.http.problems import clip
 
 OCTET_STREAM = "application/octet-stream"
 JSON = "application/json"
-DTYPES = ("float32", "float16", "bfloat16", "int8")
+TEXT_DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = (*TEXT_DTYPES, "int8")
 LONG_NUMBERS = 1 << 16
 """Writing this many floats as JSON takes about a millisecond: more are written in a thread."""
 PLACEHOLDER = orjson.Fragment(b"\0")

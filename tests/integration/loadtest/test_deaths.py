@@ -19,19 +19,19 @@ import pytest
 from support.driving import drive, scenario
 from support.ill_server import rows, scripted
 
+from loadtest.errors import LoadError
 from loadtest.results.result import Result
-from loadtest.run import worker_pool as fleet
-from loadtest.run.plan import LoadError
+from loadtest.run import worker_pool
 
 ENGINES = pytest.mark.parametrize("engine", ["httpx", "raw"])
 
 SCRIPT = """
 import json, sys
-from loadtest.run import worker_pool as fleet
+from loadtest.run import worker_pool
 from loadtest.scenario.model import Scenario
 asked = Scenario.from_json(json.loads(sys.argv[1]))
 said = {"on_begin": lambda _: print("begun", flush=True), "on_progress": lambda p: print(p.offered, flush=True)}
-result = fleet.run(asked, **said)
+result = worker_pool.run(asked, **said)
 print(json.dumps(result.to_json()))
 """
 
@@ -61,7 +61,7 @@ def test_stopped_before_it_began_there_is_nothing() -> None:
     stop = threading.Event()
     stop.set()
     with scripted(lambda _: rows()) as url:
-        result = fleet.run(scenario(url, seconds=100.0), stop=stop)
+        result = worker_pool.run(scenario(url, seconds=100.0), stop=stop)
     assert (result.partial, result.seconds, result.tallies) == (True, 0.0, {})
 
 
@@ -81,7 +81,7 @@ def test_a_generator_that_is_killed_is_one_line() -> None:
         os.kill(killed[-1], signal.SIGKILL)
 
     with scripted(lambda _: rows()) as url, pytest.raises(LoadError) as error:
-        fleet.run(scenario(url, seconds=60.0, processes=2), on_begin=kill)
+        worker_pool.run(scenario(url, seconds=60.0, processes=2), on_begin=kill)
     assert str(error.value).endswith("of 2 ended without a result: killed by SIGKILL")
     assert len(killed) == 2
     assert generators() == []
@@ -99,7 +99,7 @@ def test_processes_that_cannot_be_started_are_one_line(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("loadtest.run.worker_pool.subprocess.Popen", refuse)
     with scripted(lambda _: rows()) as url, pytest.raises(LoadError) as error:
-        fleet.run(scenario(url, processes=2), num_ids={"item": 100})
+        worker_pool.run(scenario(url, processes=2), num_ids={"item": 100})
     assert str(error.value) == "cannot start generator process 2 of 2: Resource temporarily unavailable"
     assert begun[0].poll() is not None
 

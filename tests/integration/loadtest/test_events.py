@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embstore.publish import open_store
+from embstore.publish.store import open_store
 from embstore.schemes import MEmCom
 from loadtest.results.result import Mark
 from loadtest.run.events import Events, describe, send_signal

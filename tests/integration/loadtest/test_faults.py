@@ -6,20 +6,20 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.driving import ASK, drive, scenario
+from msgspec.structs import replace
+from support.driving import SPEC, drive, scenario
 from support.ill_server import reply, rows, scripted, server_context
 from support.serving import ServerProcess, serving
 
 import embstore
-from loadtest.run import worker_pool as fleet
-from loadtest.run.plan import LoadError
-from loadtest.scenario.model import Ask, Keys, ScenarioError
-from loadtest.scenario.target import ask_tables
+from loadtest.errors import LoadError, ScenarioError
+from loadtest.run import worker_pool
+from loadtest.scenario.model import IdDistribution, RequestSpec
+from loadtest.scenario.target import list_tables
 
 KEY = "a-lookup-key"
 
@@ -64,7 +64,7 @@ def test_no_server_is_one_line() -> None:
     """Where, and why not."""
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(LoadError) as error:
-        fleet.run(scenario(url))
+        worker_pool.run(scenario(url))
     assert one_line(error).startswith(f"cannot connect to {url}: ")
 
 
@@ -78,23 +78,23 @@ def test_what_a_server_may_say_beforehand(server: ServerProcess, key_file: str, 
     for file, said in (
         ("", refused),
         (str(tmp_path / "wrong"), refused),
-        (str(tmp_path / "empty"), f"api_key_file: there is no key in {tmp_path / 'empty'}"),
+        (str(tmp_path / "empty"), f"api_key_file: {tmp_path / 'empty'}: no API key found; put one on each line"),
         (
             str(tmp_path / "words"),
-            f"api_key_file: the key in {tmp_path / 'words'} must be of printable ASCII characters",
+            f"api_key_file: {tmp_path / 'words'}: an API key must be printable ASCII characters",
         ),
-        (str(tmp_path / "no"), f"api_key_file: cannot read {tmp_path / 'no'}: No such file or directory"),
+        (str(tmp_path / "no"), f"api_key_file: {tmp_path / 'no'}: No such file or directory"),
     ):
         with pytest.raises(LoadError) as error:
-            fleet.run(replace(asked, api_key_file=file))
+            worker_pool.run(replace(asked, api_key_file=file))
         assert one_line(error) == said
     with pytest.raises(LoadError) as error:
-        fleet.run(replace(asked, api_key_file=key_file, asks=(Ask(tables=("item", "users")),)))
+        worker_pool.run(replace(asked, api_key_file=key_file, requests=(RequestSpec(tables=("item", "users")),)))
     assert one_line(error) == "the server has no table users; it has item"
-    assert ask_tables(replace(asked, api_key_file=key_file)) == {"item": 100}
-    hot = Ask(keys=Keys(kind="hot", hot_ids=100))
-    with pytest.raises(ScenarioError, match=r"^asks.0.keys.hot_ids must be below the 100 ids, got 100$"):
-        ask_tables(replace(asked, api_key_file=key_file, asks=(hot,)))
+    assert list_tables(replace(asked, api_key_file=key_file)) == {"item": 100}
+    hot = RequestSpec(ids=IdDistribution(kind="hot", hot_ids=100))
+    with pytest.raises(ScenarioError, match=r"^requests.0.ids.hot_ids must be below the 100 ids, got 100$"):
+        list_tables(replace(asked, api_key_file=key_file, requests=(hot,)))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_what_a_server_may_say_beforehand(server: ServerProcess, key_file: str, 
 def test_servers_of_another_kind_are_one_line(answer: bytes, said: str) -> None:
     """What came instead of the list of tables."""
     with scripted(lambda _: answer) as url, pytest.raises(LoadError) as error:
-        fleet.run(replace(scenario(url), url=f"{url}/else"))
+        worker_pool.run(replace(scenario(url), url=f"{url}/else"))
     assert said in one_line(error)
 
 
@@ -120,28 +120,28 @@ def test_certificates_are_verified_unless_told_otherwise(tmp_path: Path) -> None
     with scripted(lambda _: rows(), context) as url:
         asked = scenario(url, rate=40.0)
         with pytest.raises(LoadError) as error:
-            fleet.run(asked)
+            worker_pool.run(asked)
         assert one_line(error).startswith(f"TLS with {url} failed: ")
         assert one_line(error).endswith("; ca names the file of a certificate to trust, insecure trusts any")
         for trusting in (replace(asked, ca=str(certificate)), replace(asked, insecure=True)):
             _, total = drive(trusting)
             assert (total.offered, total.statuses, total.errors) == (20, {200: 20}, {})
         with pytest.raises(LoadError, match=r"does not speak HTTP|cannot connect"):
-            fleet.run(replace(asked, url=url.replace("https", "http")))
+            worker_pool.run(replace(asked, url=url.replace("https", "http")))
         with pytest.raises(LoadError, match="ca: no certificates in "):
-            fleet.run(replace(asked, ca=str(tmp_path / "key.pem")))
+            worker_pool.run(replace(asked, ca=str(tmp_path / "key.pem")))
     with scripted(lambda _: rows()) as url, pytest.raises(LoadError, match=r"TLS with https://.* failed: "):
-        fleet.run(scenario(url.replace("http", "https"), insecure=True))
+        worker_pool.run(scenario(url.replace("http", "https"), insecure=True))
 
 
 def test_wrong_answers_are_counted_and_the_first_is_shown() -> None:
     """Every third reply names other rows than were asked for: mislabelled, no success, and a mark says how."""
     with scripted(lambda number: rows(said=9) if number % 3 == 0 else rows()) as url:
-        result = fleet.run(scenario(url, rate=60.0, timeout=30.0))
+        result = worker_pool.run(scenario(url, rate=60.0, timeout=30.0))
     assert result.total().errors == {"mislabelled": 10}
     assert result.total().statuses == {200: 20}
     (mark,) = (mark for mark in result.marks if not mark.ok)
-    assert (mark.name, mark.detail) == ("mislabelled", "mislabelled: asked for 10 rows, got X-Embedding-Shape 9,4")
+    assert (mark.name, mark.detail) == ("mislabelled", "mislabelled: expected 10 rows, got X-Embedding-Shape 9,4")
 
 
 def test_a_version_that_is_gone_is_counted(server: ServerProcess, key_file: str) -> None:
@@ -150,10 +150,10 @@ def test_a_version_that_is_gone_is_counted(server: ServerProcess, key_file: str)
     number = embstore.open_store(store).publish("item", np.ones((100, 4), np.float32), label=None)
     folder = store / "tables" / "item" / "versions" / str(number)
     asked = scenario(server.url, api_key_file=key_file, seconds=2.0, rate=40.0, timeout=30.0)
-    asked = replace(asked, asks=(replace(ASK, version=str(number)),))
+    asked = replace(asked, requests=(replace(SPEC, version=str(number)),))
     server.wait_until(lambda: _serves(server, number), f"version {number}")
     vanishing = threading.Timer(1.0, shutil.rmtree, [folder])
-    result = fleet.run(asked, on_begin=lambda _: vanishing.start())
+    result = worker_pool.run(asked, on_begin=lambda _: vanishing.start())
     total = result.total()
     assert total.offered == 80
     assert total.statuses[200] > 0

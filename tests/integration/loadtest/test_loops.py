@@ -12,15 +12,15 @@ import uvloop
 from support.driving import drive, scenario
 from support.ill_server import CLOSE, NUM_IDS, Answer, rows, scripted
 
-from loadtest.generator.clock_watch import Watch
-from loadtest.generator.interfaces import Asked
+from loadtest.generator.clock_watch import ClockWatch
+from loadtest.generator.interfaces import InFlight
 from loadtest.generator.loops import OpenLoop
 from loadtest.generator.recorder import SECOND, Recorder
-from loadtest.generator.timer import Alarm
+from loadtest.generator.timer import Timer
 from loadtest.generator.worker import make_load, schedule
-from loadtest.run import worker_pool as fleet
+from loadtest.run import worker_pool
 from loadtest.scenario.model import Phase
-from loadtest.workload.response_check import Expect
+from loadtest.workload.response_check import ResponseCheck
 
 ENGINES = pytest.mark.parametrize("engine", ["httpx", "raw"])
 
@@ -49,7 +49,7 @@ def test_a_request_given_up_before_its_first_step_costs_no_caller() -> None:
     async def use(load: OpenLoop) -> None:
         caller = load.free.popleft()
         now = time.perf_counter_ns()
-        caller.send(Asked(now, load.next_request(now)))
+        caller.send(InFlight(now, load.next_request(now)))
         caller.fail("timeout")
         async with asyncio.timeout(30):
             while not load.free:
@@ -66,13 +66,13 @@ def test_what_waited_longer_than_the_timeout_is_not_sent(engine: str) -> None:
     async def use(load: OpenLoop) -> None:
         caller = load.free.popleft()
         due = time.perf_counter_ns() - 2 * SECOND
-        load.waiting.append(Asked(due, load.next_request(due)))
+        load.waiting.append(InFlight(due, load.next_request(due)))
         load.ready(caller)
         assert list(load.free) == [caller]
 
     total = with_load(use, engine=engine, timeout=1.0).recorder.total()
     assert (total.errors, total.queued.num) == ({"timeout": 1}, 1)
-    assert total.queued.most >= 2 * SECOND
+    assert total.queued.max >= 2 * SECOND
 
 
 def test_an_open_loop_lasts_as_long_as_its_phases() -> None:
@@ -88,7 +88,7 @@ def test_an_open_loop_lasts_as_long_as_its_phases() -> None:
 @ENGINES
 def test_checking_a_reply_is_not_the_servers_time(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A check that takes 300 ms is in no service time."""
-    monkeypatch.setattr(Expect, "problem", lambda *_: time.sleep(0.3))
+    monkeypatch.setattr(ResponseCheck, "problem", lambda *_: time.sleep(0.3))
     with scripted(lambda _: rows()) as url:
         _, total = drive(scenario(url, engine=engine, mode="closed", connections=1, seconds=0.5))
     assert total.ok >= 1
@@ -96,19 +96,19 @@ def test_checking_a_reply_is_not_the_servers_time(engine: str, monkeypatch: pyte
 
 
 def test_waiting_awake_is_not_work() -> None:
-    """An alarm says how long it was awake with nothing to do, and an open loop is not busy with that."""
+    """A timer says how long it was awake with nothing to do, and an open loop is not busy with that."""
 
     async def use(load: OpenLoop) -> None:
         rung = asyncio.Event()
-        load.alarm = Alarm(rung.set)
+        load.timer = Timer(rung.set)
         for _ in range(20):
             rung.clear()
-            load.alarm.set(time.perf_counter_ns() + 90_000)
+            load.timer.set(time.perf_counter_ns() + 90_000)
             await asyncio.wait_for(rung.wait(), 30)
-        assert 0 < load.alarm.spun <= 20 * 90_000
+        assert 0 < load.timer.spun <= 20 * 90_000
         before = time.process_time()
         assert load.spent() < before
-        load.alarm.close()
+        load.timer.close()
 
     with_load(use)
 
@@ -119,7 +119,7 @@ def test_a_warm_up_leaves_no_trace(engine: str) -> None:
     phases = (Phase(name="warm", seconds=1.0, rate=20.0, warmup=True), Phase(seconds=0.3, rate=20.0))
     answers: list[Answer] = [rows(said=9), CLOSE]
     with scripted(lambda number: answers[number] if number < 2 else rows()) as url:
-        result = fleet.run(scenario(url, engine=engine, phases=phases, timeout=30.0))
+        result = worker_pool.run(scenario(url, engine=engine, phases=phases, timeout=30.0))
     assert result.total().errors == {}
     assert (result.marks, result.generator.reconnects) == ([], 0)
 
@@ -127,7 +127,7 @@ def test_a_warm_up_leaves_no_trace(engine: str) -> None:
 def test_a_restarted_watch_forgets_what_went_before() -> None:
     """A pause before it is none of the measurement."""
     times = iter([0, 5 * SECOND, 5 * SECOND + 1])
-    watch = Watch(lambda: 0, lambda: next(times))
+    watch = ClockWatch(lambda: 0, lambda: next(times))
     watch.restart()
     watch.look()
     assert (watch.paused, watch.longest) == (0.0, 1)

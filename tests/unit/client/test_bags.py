@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from embstore_client import Bags, NearCache, Rows
-from embstore_client._bags import asked_of
-from embstore_client._planner import Planner
-from embstore_client._protocol import Reply, Request, fold_headers
+from embstore_client._core.planner import Planner
+from embstore_client._core.protocol import Reply, Request, fold_headers
+from embstore_client._core.query import query_of
 from support.client_cases import carry
 from support.serving import ServerProcess, serving
 
@@ -193,7 +193,7 @@ def test_errors_of_tensors_have_their_classes(send: Any) -> None:
 def test_bags_that_make_no_sense_are_refused(bags: Bags, error: type[Exception], message: str) -> None:
     """Offsets, weights and poolings that no server could answer raise before anything is sent."""
     with pytest.raises(error, match=message):
-        asked_of(bags)
+        query_of(bags)
     with pytest.raises(error, match=message):
         Planner().lookup("item", bags.ids, offsets=bags.offsets, pooling=bags.pooling, weights=bags.weights)
 

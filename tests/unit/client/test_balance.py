@@ -12,24 +12,24 @@ from typing import Any
 import httpx
 import pytest
 from embstore_client import ConnectionFailed, EmbeddingClient, Hedge, Overloaded, Retries, Timeout
-from embstore_client._attempts import Attempt, Attempts, Traffic
-from embstore_client._balance import EJECT_AFTER, Address, Balance
-from embstore_client._deadline import Deadline
+from embstore_client._core.attempts import Attempt, Attempts, Traffic
+from embstore_client._core.balancer import EJECT_AFTER, Address, Balancer
+from embstore_client._core.deadline import Deadline
 from support.scripted import Either, Recorder, hang_up, item_one, refuse, scripted, stall
 
 URLS = ["http://a", "http://b", "http://c"]
 
 
-def balance_of(num: int = 3) -> tuple[Balance, list[Address]]:
-    balance = Balance(URLS[:num], Random(7))
+def balance_of(num: int = 3) -> tuple[Balancer, list[Address]]:
+    balance = Balancer(URLS[:num], Random(7))
     return balance, balance.addresses
 
 
-def chosen(balance: Balance, now: float, times: int = 300) -> Counter[str]:
+def chosen(balance: Balancer, now: float, times: int = 300) -> Counter[str]:
     return Counter(balance.choose(now).url for _ in range(times))
 
 
-def fail(balance: Balance, address: Address, now: float, times: int = EJECT_AFTER) -> float | None:
+def fail(balance: Balancer, address: Address, now: float, times: int = EJECT_AFTER) -> float | None:
     pause = None
     for _ in range(times):
         balance.ended(address, probe=balance.started(address, now))
@@ -186,7 +186,7 @@ def test_a_wait_for_a_connection_of_ones_own_blames_nobody() -> None:
         attempts = Attempts(traffic, Deadline(1.0, traffic.clock), traffic.retries)
         attempt = attempts.step()
         assert isinstance(attempt, Attempt)
-        assert attempt.patience["pool"] == 1.0
+        assert attempt.timeouts["pool"] == 1.0
         now[0] += 1.0
         with pytest.raises(Timeout):
             attempts.failed(attempt, Timeout("no connection was free"))
@@ -197,7 +197,7 @@ def test_a_busy_pool_is_told_from_a_busy_server() -> None:
     """Over a real pool of one connection: the call that holds it has asked the server, the one behind it has not."""
     pool = httpx.HTTPTransport(limits=httpx.Limits(max_connections=1))
     with scripted(stall) as server, EmbeddingClient(server.url, timeout_s=20.0, transport=pool) as client:
-        (address,) = client._shared.traffic.balance.addresses
+        (address,) = client._core.traffic.balance.addresses
         with ThreadPoolExecutor(1) as thread:
             holder = thread.submit(lambda: client.lookup("item", [1], timeout_s=1.0))
             while not (server.seen or holder.done()):
@@ -226,7 +226,7 @@ def test_a_connect_leaves_time_for_another_address() -> None:
         traffic = Traffic(urls, Retries(), None, None, lambda: 100.0, Random(3))
         step = Attempts(traffic, Deadline(1.0, traffic.clock), traffic.retries).step()
         assert isinstance(step, Attempt)
-        assert (step.patience["connect"], step.patience["read"]) == (seconds, 1.0)
+        assert (step.timeouts["connect"], step.timeouts["read"]) == (seconds, 1.0)
 
 
 @pytest.fixture(params=["sync", "async"])

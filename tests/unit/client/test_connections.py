@@ -5,13 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-import httpcore
 import pytest
 from embstore_client import AsyncEmbeddingClient, EmbeddingClient, Retries, Timeout
-from embstore_client._idle import KEEPALIVE_S, MAX_CONNECTIONS, Idle
-from support.scripted import Either, Exchange, ScriptedServer, answer, hang_up, item_one, outcome_of, scripted, stall
+from embstore_client._core.connections import KEEPALIVE_S, MAX_CONNECTIONS, Endpoint, IdleConnections
+from support.scripted import (
+    Either,
+    Exchange,
+    ScriptedServer,
+    answer,
+    hang_up,
+    item_one,
+    outcome_of,
+    refuse,
+    scripted,
+    stall,
+)
 
 LONG_S = 20.0
 ONCE = Retries(max_attempts=1)
@@ -98,7 +109,7 @@ def test_calls_that_end_badly_give_their_place_back() -> None:
 def test_calls_that_time_out_one_by_one_give_their_place_back() -> None:
     """The same of the sync client, whose places are few here."""
     with scripted(*[stall] * 3) as server, EmbeddingClient(server.url, retries=ONCE) as client:
-        transport: Any = client._carrier._transport
+        transport: Any = client._executor._transport
         for _ in range(MAX_CONNECTIONS - 1):
             transport._room.acquire()
         for _ in range(3):
@@ -113,7 +124,7 @@ def test_a_call_that_finds_no_connection_free_says_so(kind: str) -> None:
     with scripted() as server:
         if kind == "sync":
             with EmbeddingClient(server.url) as client:
-                transport: Any = client._carrier._transport
+                transport: Any = client._executor._transport
                 for _ in range(MAX_CONNECTIONS):
                     transport._room.acquire()
                 with pytest.raises(Timeout, match=said):
@@ -122,7 +133,7 @@ def test_a_call_that_finds_no_connection_free_says_so(kind: str) -> None:
 
             async def run() -> None:
                 async with AsyncEmbeddingClient(server.url) as client:
-                    transport: Any = client._carrier._transport
+                    transport: Any = client._executor._transport
                     for _ in range(MAX_CONNECTIONS):
                         await transport._room.acquire()
                     with pytest.raises(Timeout, match=said):
@@ -148,8 +159,8 @@ class Kept:
 def test_what_is_too_many_grows_old() -> None:
     """The connection used last is used next; those at the bottom are closed when they have waited too long."""
     now, spoilt = [0.0], []
-    idle: Idle[Kept] = Idle(lambda: now[0])
-    here, there = (httpcore.Origin(b"http", host, 80) for host in (b"a", b"b"))
+    idle: IdleConnections[Kept] = IdleConnections(lambda: now[0])
+    here, there = (Endpoint((b"http", host, 80), None) for host in (b"a", b"b"))
     first, second, third = Kept(), Kept(), Kept()
     assert [idle.put(here, one) for one in (first, second)] == [None, None]
     assert idle.take(there, spoilt) is None
@@ -162,3 +173,38 @@ def test_what_is_too_many_grows_old() -> None:
     assert idle.take(here, spoilt) is None
     assert spoilt == [second]
     assert idle.clear() == []
+
+
+def test_a_unix_socket_carries_calls_as_tcp_does(through: Either, tmp_path: Path) -> None:
+    """Connections are kept; one that the server closed meanwhile is not used again."""
+
+    def last(exchange: Exchange) -> None:
+        answer(exchange)
+        hang_up(exchange)
+
+    def later(client: Any) -> Any:
+        assert all_left(server)
+        return item_one(client)
+
+    with scripted(answer, last, uds=tmp_path / "s") as server:
+        outcomes = through(server.url, item_one, item_one, later, item_one)
+        assert not any(isinstance(outcome, Exception) for outcome in outcomes)
+        assert server.connections == 2
+        assert {exchange.headers["host"] for exchange in server.seen} == {"localhost"}
+
+
+def test_a_silent_unix_socket_ends_in_time(through: Either, tmp_path: Path) -> None:
+    """The deadline of a call holds there too, and the connection is closed."""
+    with scripted(stall, uds=tmp_path / "s") as server:
+        (outcome,) = through(server.url, item_one, timeout_s=0.2)
+        assert isinstance(outcome, Timeout)
+        assert all_left(server)
+        assert server.given_up == [0]
+
+
+def test_sockets_of_several_servers_are_told_apart(through: Either, tmp_path: Path) -> None:
+    """A connection to one is never used for the other: what one refuses is asked of the other."""
+    with scripted(*[refuse(503)] * 9, uds=tmp_path / "a") as ill, scripted(uds=tmp_path / "b") as well:
+        outcomes = through([ill.url, well.url], *[item_one] * 12)
+        assert not any(isinstance(outcome, Exception) for outcome in outcomes)
+        assert len(well.seen) == 12

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from embstore_client import ProtocolError, Rows
-from embstore_client._protocol import Reply, build_lookup_many, parse_lookup
+from embstore_client._core.protocol import Reply, build_lookup_many, parse_lookup
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -15,7 +15,7 @@ from support.client_cases import GOLDEN_ROWS, as_json, entry, octets
 
 
 def read(reply: Reply, n: int = 2, **options: Any) -> Rows:
-    return parse_lookup(reply, **{"table": "item", "num_ids": n, "dtype": "float32"} | options)
+    return parse_lookup(reply, **{"table": "item", "num_ids": n, "num_rows": n, "dtype": "float32"} | options)
 
 
 def test_golden_rows_are_read() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from embstore_client import AsyncEmbeddingClient, ConnectionFailed, Hedge, NotReady, Retries, TableNotFound, Timeout
-from embstore_client._attempts import Attempt, Attempts, Traffic
-from embstore_client._deadline import Deadline
-from embstore_client._latency import RecentLatencies
+from embstore_client._core.attempts import Attempt, Attempts, Traffic
+from embstore_client._core.deadline import Deadline
+from embstore_client._core.latency import RecentLatencies
 from support.scripted import Either, Recorder, after, answer, hang_up, item_one, refuse, scripted, stall
 
 URLS = ["http://a", "http://b"]

@@ -9,10 +9,10 @@ import embstore_client
 import numpy as np
 import pytest
 from embstore_client import NearCache, Rows
-from embstore_client._hot_rows import OVERHEAD_BYTES, SLOT_BYTES, WAYS, HotRows
-from embstore_client._plan import Plan
-from embstore_client._planner import Planner
-from embstore_client._protocol import Reply
+from embstore_client._core.hot_rows import OVERHEAD_BYTES, SLOT_BYTES, WAYS, HotRows
+from embstore_client._core.plan import Plan
+from embstore_client._core.planner import Planner
+from embstore_client._core.protocol import Reply
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.client_cases import Fake, carry, known, vector, vectors

@@ -9,9 +9,9 @@ import embstore_client
 import numpy as np
 import pytest
 from embstore_client import Bags, ManyRows, ProtocolError, Rows, TooManyIds
-from embstore_client._clients import only
-from embstore_client._planner import Planner
-from embstore_client._protocol import Reply, build_tables
+from embstore_client._core.client_core import only
+from embstore_client._core.planner import Planner
+from embstore_client._core.protocol import Reply, build_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.client_cases import Fake, carry, infer_reply, pooled, vectors

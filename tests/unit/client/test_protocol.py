@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from embstore_client import ProtocolError
-from embstore_client._ids import MAX_ID, MIN_ID, normalize_ids
-from embstore_client._protocol import (
+from embstore_client._core.ids import MAX_ID, MIN_ID, normalize_ids
+from embstore_client._core.protocol import (
     Reply,
     build_lookup,
     build_lookup_many,

@@ -11,9 +11,9 @@ import embstore_client
 import numpy as np
 import pytest
 from embstore_client import ConnectionFailed, EmbeddingClient, Overloaded, ProtocolError, Retries, Timeout, Unavailable
-from embstore_client._attempts import Attempt, Attempts, Traffic
-from embstore_client._budget import Budget
-from embstore_client._deadline import Deadline
+from embstore_client._core.attempts import Attempt, Attempts, Traffic
+from embstore_client._core.deadline import Deadline
+from embstore_client._core.token_bucket import TokenBucket
 from support.scripted import (
     Act,
     Either,
@@ -117,7 +117,7 @@ def test_a_wait_beyond_the_deadline_is_not_begun() -> None:
         (embstore_client.NotReady("", status=503, code="not_ready"), True),
         (embstore_client.Draining("", status=503, code="draining"), True),
         (embstore_client.DeadlineExceeded("a gateway's", status=504), True),
-        (embstore_client.DeadlineExceeded("the service's", status=504, code="deadline"), False),
+        (embstore_client.DeadlineExceeded("the service's", status=504, code="deadline_exceeded"), False),
         (embstore_client.InternalError("", status=500, code="internal"), False),
         (embstore_client.TableNotFound("", status=404, code="table_not_found"), False),
         (embstore_client.MalformedRequest("", status=400), False),
@@ -158,7 +158,7 @@ def test_retries_do_not_double_an_overload() -> None:
 
 def test_a_seldom_caller_may_retry_too() -> None:
     """The budget refills with time as well, up to what may be saved up."""
-    budget = Budget(0.1, per_s=2.0, burst=3.0, initial=1.0)
+    budget = TokenBucket(0.1, per_s=2.0, burst=3.0, initial=1.0)
     assert [budget.take(0.0), budget.take(0.0), budget.take(0.4), budget.take(0.5)] == [True, False, False, True]
     assert [budget.take(100.0) for _ in range(4)] == [True, True, True, False]
 

@@ -86,12 +86,12 @@ class Both:
     def __call__(self, handler: Handler, call: Callable[[Any], Any], **options: Any) -> Any:
         if self.kind == "sync":
             with EmbeddingClient(transport=httpx.MockTransport(handler), **options) as client:
-                client._shared.clock = self.clock
+                client._core.clock = self.clock
                 return call(client)
 
         async def run() -> Any:
             async with AsyncEmbeddingClient(transport=httpx.MockTransport(handler), **options) as client:
-                client._shared.clock = self.clock
+                client._core.clock = self.clock
                 return await call(client)
 
         return asyncio.run(run())
@@ -365,7 +365,7 @@ def test_a_trickling_answer_does_not_outlast_the_timeout(through: Both) -> None:
         return httpx.Response(200, stream=stream, headers=contract(request).headers)
 
     def call(client: Any) -> Any:
-        client._shared.clock = lambda: clock[0]
+        client._core.clock = lambda: clock[0]
         return client.lookup("item", [1], timeout_s=5)
 
     with pytest.raises(Timeout, match="within 5 s") as raised:
@@ -393,7 +393,7 @@ def test_each_phase_may_take_what_is_left(through: Both) -> None:
         return contract(request)
 
     def call(client: Any) -> Any:
-        client._shared.clock = lambda: clock[0]
+        client._core.clock = lambda: clock[0]
         return client.lookup("item", [1])
 
     through(handler, call)
@@ -406,6 +406,9 @@ def test_each_phase_may_take_what_is_left(through: Both) -> None:
     [
         ({"base_url": "127.0.0.1:8000"}, ValueError, "must start with http://"),
         ({"base_url": "ftp://host"}, ValueError, "must start with http://"),
+        ({"base_url": "unix://run/embstore.sock"}, ValueError, "a socket by its absolute path, unix:///"),
+        ({"base_url": "unix:///"}, ValueError, "a socket by its absolute path, unix:///"),
+        ({"base_url": "unix:///run/" + "x" * 104}, ValueError, "a socket's path has at most 107 bytes"),
         ({"base_url": "http://"}, ValueError, "name a host"),
         ({"base_url": "http://host:port"}, ValueError, "not a URL"),
         ({"base_url": "http://host/?a=b"}, ValueError, r"without \? or #"),

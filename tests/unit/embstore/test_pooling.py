@@ -1,14 +1,11 @@
-"""Bags of ids become one vector each, as torch's EmbeddingBag has it, for every scheme, in Python and over HTTP."""
+"""Bags of ids become one vector each, as torch's EmbeddingBag has it, for every scheme."""
 
 # Shapes: B ids, G bags, N ids of a table, D embedding_dim.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -16,16 +13,15 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.bag_cases import BAD
 from support.scheme_cases import Case, every_case, every_dtype, stored_arrays, stored_tensors
-from support.serving import ServerProcess, serving
 
-import embstore
 from embstore import pooling as pooling_file
 from embstore.errors import ConfigError, DataError, IdOutOfRange
 from embstore.ids import Dense, Vocabulary
 from embstore.pooling import CACHED_BYTES, Bags, chunk_ids
 from embstore.quantize import for_kernels
-from embstore.schemes import Full, MEmCom
+from embstore.schemes import Full
 from embstore.table import IDS_A_THREAD, Table
 
 Floats = NDArray[np.float32]
@@ -40,7 +36,7 @@ def table_of(module: Any, dtype: str = "float32", place: str = "cpu", keys: Any 
         tensors: Any = {name: for_kernels(array) for name, array in stored_arrays(module, dtype).items()}
     else:
         tensors = stored_tensors(module, dtype)
-    ids = Dense(module.num_embeddings) if keys is None else Vocabulary.from_keys(keys)
+    ids = Dense(module.num_embeddings) if keys is None else Vocabulary.from_ids(keys)
     default = np.full(module.embedding_dim, -7, np.float32)
     config = module.export()[0]
     return Table("item", 1, type(module), config, tensors, ids, default, place, num_threads=num_threads)
@@ -166,6 +162,8 @@ def test_threads_do_not_change_a_bit(pooling: Any, weighted: bool, shape: str) -
 
 
 N, D = 6, 3
+
+
 WEIGHT = np.arange(N * D, dtype=np.float32).reshape(N, D) - 5
 
 
@@ -226,7 +224,7 @@ def test_a_missing_id_is_left_out_unless_it_has_a_vector(place: str) -> None:
 @every_place
 @every_way
 def test_as_little_as_there_can_be(pooling: Any, weighted: bool, place: str) -> None:
-    """No ids and no bags; no ids in two bags; one id; one bag."""
+    """No ids and no bags, no ids in two bags, one id, and one bag are all pooled."""
     table = table_of(full(WEIGHT), place=place)
 
     def pooled(ids: Any, offsets: Any) -> Floats:
@@ -243,7 +241,7 @@ def test_as_little_as_there_can_be(pooling: Any, weighted: bool, place: str) -> 
 
 
 def test_string_ids_are_pooled() -> None:
-    """Keys of a vocabulary, with one that is not there."""
+    """String ids are pooled, with one that is not there."""
     table = table_of(full(WEIGHT), keys=["a", "b", "", "d", "e", "f"])
     pooled, found = table.lookup(["", "a", "nobody", "f"], offsets=[0, 2], pooling="mean", return_found=True)
     np.testing.assert_array_equal(pooled, [(WEIGHT[2] + WEIGHT[0]) / 2, WEIGHT[5]])
@@ -264,101 +262,21 @@ def test_offsets_and_weights_come_as_lists_arrays_and_tensors(take: Any, ids_as:
 
 
 def test_negative_weights_are_a_sums_business() -> None:
-    """A sum takes any finite weights, as torch's does."""
+    """Negative weights are for sums, which take any finite weights as torch's do."""
     pooled = table_of(full(WEIGHT)).lookup([3, 2], offsets=[0], pooling="sum", weights=[1, -1])
     np.testing.assert_array_equal(pooled, [[3, 3, 3]])
 
 
 def test_weights_that_are_all_zero_make_a_mean_of_nothing() -> None:
-    """Zeros, as an empty bag is: never 0 / 0."""
+    """A mean whose weights are all zero is zeros, as an empty bag is: never 0 / 0."""
     pooled = table_of(full(WEIGHT)).lookup([3, 2, 1], offsets=[0, 2], pooling="mean", weights=[0, 0, 1])
     np.testing.assert_array_equal(pooled, [np.zeros(D), WEIGHT[1]])
-
-
-BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "pooling alone": (
-        {"pooling": "mean"},
-        ConfigError,
-        "pooling 'mean' without offsets: give offsets, the place where each bag starts; [0] is one bag",
-    ),
-    "weights alone": (
-        {"weights": [1, 1, 1]},
-        ConfigError,
-        "weights without offsets: give offsets, the place where each bag starts; [0] is one bag",
-    ),
-    "offsets alone": (
-        {"offsets": [0]},
-        ConfigError,
-        "offsets without pooling: give pooling, one of sum, mean, max",
-    ),
-    "unknown pooling": (
-        {"offsets": [0], "pooling": "median"},
-        ConfigError,
-        "pooling must be one of sum, mean, max, got 'median'",
-    ),
-    "weights of a maximum": (
-        {"offsets": [0], "pooling": "max", "weights": [1, 1, 1]},
-        ConfigError,
-        "pooling 'max' takes no weights: leave them out, or pool by sum or mean",
-    ),
-    "no start": (
-        {"offsets": [1, 2], "pooling": "sum"},
-        DataError,
-        "offsets[0] is 1: it must be 0, where the first bag starts",
-    ),
-    "negative": (
-        {"offsets": [-1], "pooling": "sum"},
-        DataError,
-        "offsets[0] is -1: it must be 0, where the first bag starts",
-    ),
-    "decreasing": (
-        {"offsets": [0, 2, 1], "pooling": "sum"},
-        DataError,
-        "offsets[2] is 1, less than 2 before it: bags are in order",
-    ),
-    "past the end": (
-        {"offsets": [0, 3, 4, 5], "pooling": "sum"},
-        DataError,
-        "offsets[2] is 4, past the end of 3 ids: at most 3 is right",
-    ),
-    "no bags": (
-        {"offsets": [], "pooling": "sum"},
-        DataError,
-        "offsets is empty, but there are 3 ids: the first bag starts at 0",
-    ),
-    "few weights": (
-        {"offsets": [0], "pooling": "sum", "weights": [1, 1]},
-        DataError,
-        "weights has 2 numbers for 3 ids: give one for each id",
-    ),
-    "past float32": (
-        {"offsets": [0], "pooling": "sum", "weights": [1, 1e39, 1]},
-        DataError,
-        "weights[1] is 1e+39: a weight is a finite float32 number",
-    ),
-    "negative mean": (
-        {"offsets": [0], "pooling": "mean", "weights": [1, 1, -0.5]},
-        DataError,
-        "weights[2] is -0.5: a mean takes weights of 0 and above, a sum takes any",
-    ),
-    "large weights": (
-        {"offsets": [0, 1], "pooling": "mean", "weights": [1, 3e38, 3e38]},
-        DataError,
-        "bag 1: its weights add up to 6e+38, which does not fit float32",
-    ),
-    "a large sum": (
-        {"offsets": [0, 0], "pooling": "sum", "weights": [3e38, 3e38, 3e38]},
-        DataError,
-        "bag 1: its sum does not fit float32",
-    ),
-}
-"""What a caller may get wrong with the ids [5, 4, 5], and what it is told: the library's words are the server's too."""
 
 
 @every_place
 @pytest.mark.parametrize("case", BAD)
 def test_bad_bags_are_refused(case: str, place: str) -> None:
-    """What is wrong, its value, and what would be right; nothing is returned."""
+    """A bad bag is refused with what is wrong, its value, and what would be right."""
     options, kind, text = BAD[case]
     with pytest.raises(kind) as raised:
         table_of(full(WEIGHT), place=place).lookup([5, 4, 5], **options)
@@ -386,7 +304,7 @@ def test_bad_bags_are_refused(case: str, place: str) -> None:
     ],
 )
 def test_what_is_no_list_of_numbers_is_refused(options: dict[str, Any], text: str) -> None:
-    """Never rounded, guessed or broadcast."""
+    """What is no flat list of numbers is refused, never rounded, guessed or broadcast."""
     with pytest.raises(DataError, match=text):
         table_of(full(WEIGHT)).lookup([5, 4, 5], pooling="sum", **options)
 
@@ -395,187 +313,3 @@ def test_bags_of_other_ids_are_refused() -> None:
     """Bags that were made for another number of ids do not read past the end."""
     with pytest.raises(DataError, match="the bags are of 4 ids, but there are 2"):
         table_of(full(WEIGHT)).fetch_bags([1, 2], Bags.of(4, [0], "sum"))
-
-
-# ---- over HTTP
-
-NUM, DIM = 400, 16
-NAMES = [f"sku-{row}" for row in range(NUM)]
-LIMITS = {"EMBSTORE_MAX_IDS": "1000", "EMBSTORE_MAX_REPLY_BYTES": str(4 * DIM * 600), "EMBSTORE_INLINE_IDS": "300"}
-
-
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, dict[str, Table]]]:
-    """A server with low limits and a cache, and the tables it serves."""
-    folder = tmp_path_factory.mktemp("pooling")
-    store = embstore.open_store(folder / "store")
-    vectors = np.random.default_rng(0).standard_normal((NUM, DIM), np.float32)
-    vectors[4:6] = 1
-    store.publish_release(
-        {
-            "item": embstore.Publication(vectors),
-            "user": embstore.Publication(MEmCom(NUM, DIM, num_buckets=30, bias=True), ids=NAMES),
-        }
-    )
-    with serving(folder / "store", folder / "log", env=LIMITS, redis="embedded", cache="on") as running:
-        yield running, {name: store.load(name) for name in ("item", "user")}
-
-
-def post(server: ServerProcess, path: str, body: Any, **headers: str) -> httpx.Response:
-    """A JSON call; a body of bytes goes as it is."""
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx.post(server.url + path, content=content, headers={"Content-Type": "application/json"} | headers)
-
-
-@every_way
-@pytest.mark.parametrize("path", ["item", "item/versions/1", "item/labels/latest"])
-@pytest.mark.parametrize("size", [20, 500])
-def test_http_answers_are_the_librarys(tables: Any, path: str, pooling: Any, weighted: bool, size: int) -> None:
-    """One vector a bag, bit for bit, on the event loop and in a thread, and no `found` when every id was."""
-    server, library = tables
-    ids = np.random.default_rng(size).integers(0, NUM, size)
-    body = {"ids": ids.tolist(), "offsets": [0, 0, 3, 17, size], "pooling": pooling}
-    if weighted:
-        body["weights"] = np.random.default_rng(0).random(size).tolist()
-    reply = post(server, f"/v1/tables/{path}/lookup", body)
-    options = {name: body[name] for name in ("offsets", "pooling", "weights") if name in body}
-    assert (reply.status_code, reply.headers["X-Embedding-Shape"]) == (200, f"5,{DIM}")
-    answer = reply.json()
-    np.testing.assert_array_equal(np.array(answer.pop("vectors"), np.float32), library["item"].lookup(ids, **options))
-    assert answer == {"table": "item", "version": 1, "embedding_dim": DIM, "dtype": "float32"}
-
-
-@pytest.mark.parametrize("on_missing", ["zero", "default", "hash"])
-def test_http_found_is_of_ids(tables: Any, on_missing: str) -> None:
-    """String keys; `found` has one entry an id, and so have the bits behind binary rows."""
-    server, library = tables
-    ids = ["sku-1", "nobody", "sku-3", "sku-1", "sku-399", "", "sku-2", "sku-0", "sku-9"]
-    body = {"ids": ids, "offsets": [0, 2], "pooling": "mean", "on_missing": on_missing}
-    expected, found = library["user"].lookup(
-        ids, offsets=[0, 2], pooling="mean", on_missing=on_missing, return_found=True
-    )
-    answer = post(server, "/v1/tables/user/lookup", body)
-    np.testing.assert_array_equal(np.array(answer.json()["vectors"], np.float32), expected)
-    assert answer.json()["found"] == found.tolist()
-    octets = post(server, "/v1/tables/user/lookup", body, Accept="application/octet-stream")
-    assert octets.content == expected.tobytes() + np.packbits(found, bitorder="little").tobytes()
-    assert (octets.headers["X-Embedding-Shape"], octets.headers["X-Embedding-Missing"]) == (f"2,{DIM}", "2")
-    assert post(server, "/v1/tables/user/lookup", body | {"on_missing": "error"}).json()["code"] == "id_out_of_range"
-    everyone = post(server, "/v1/tables/user/lookup", body | {"ids": ids[2:5], "found": True})
-    assert everyone.json()["found"] == [True] * 3
-
-
-def test_http_half_precision_is_of_the_pooled(tables: Any) -> None:
-    """dtype=float16 rounds the answer, not what goes into it; a sum that does not fit is refused."""
-    server, library = tables
-    body = {"ids": [1, 2, 3], "offsets": [0], "pooling": "sum", "dtype": "float16"}
-    answer = post(server, "/v1/tables/item/lookup", body).json()["vectors"]
-    expected = library["item"].lookup([1, 2, 3], offsets=[0], pooling="sum").astype(np.float16)
-    np.testing.assert_array_equal(np.array(answer, np.float16), expected)
-    reply = post(server, "/v1/tables/item/lookup", body | {"weights": [1e30] * 3})
-    assert reply.status_code == 422
-    assert "float16 holds numbers up to 65504; ask for bfloat16, int8 or float32" in reply.json()["detail"]
-
-
-def test_http_many_tables_pool_each_their_own_way(tables: Any) -> None:
-    """One table in bags, the other id by id, from one release."""
-    server, library = tables
-    item = {"ids": [3, 7, 7, 9], "offsets": [0, 3], "pooling": "mean"}
-    reply = post(server, "/v1/lookup", {"tables": {"user": {"ids": NAMES[:4], "found": True}, "item": item}})
-    answer = reply.json()
-    assert (reply.status_code, answer["release"]) == (200, "1")
-    vectors = {name: np.array(one["vectors"], np.float32) for name, one in answer["tables"].items()}
-    np.testing.assert_array_equal(vectors["user"], library["user"].lookup(NAMES[:4]))
-    np.testing.assert_array_equal(vectors["item"], library["item"].lookup(**item))
-    assert answer["tables"]["user"]["found"] == [True] * 4
-    pinned = post(server, "/v1/releases/1/lookup", {"tables": {"item": item}})
-    assert pinned.json()["tables"]["item"]["vectors"] == answer["tables"]["item"]["vectors"]
-    refused = post(server, "/v1/lookup", {"tables": {"user": {"ids": []}, "item": item | {"offsets": [2]}}}).json()
-    assert (refused["code"], refused["table"]) == ("unprocessable", "item")
-    assert refused["detail"] == "offsets[0] is 2: it must be 0, where the first bag starts"
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_http_bad_bags_are_problems(tables: Any, case: str) -> None:
-    """422 with the library's words and the table's name; the next request is unharmed."""
-    server, _ = tables
-    options, _, text = BAD[case]
-    reply = post(server, "/v1/tables/item/lookup", {"ids": [5, 4, 5], **options})
-    problem = reply.json()
-    assert (reply.status_code, problem["code"], problem["table"]) == (422, "unprocessable", "item")
-    assert problem["detail"] == text
-    assert reply.headers["Content-Type"] == "application/problem+json"
-    good = {"ids": [5, 4, 5], "offsets": [0], "pooling": "sum"}
-    assert post(server, "/v1/tables/item/lookup", good).status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("fields", "detail"),
-    [
-        (b'"offsets": [0.5], "pooling": "sum"', "body: Expected `int`, got `float` - at `$.offsets[0]`"),
-        (b'"offsets": ["0"], "pooling": "sum"', "body: Expected `int`, got `str` - at `$.offsets[0]`"),
-        (b'"offsets": 0, "pooling": "sum"', "body: Expected `array | null`, got `int` - at `$.offsets`"),
-        (b'"offsets": [0], "pooling": 1', "body: Expected `str | null`, got `int` - at `$.pooling`"),
-        (b'"offsets": [0], "pooling": "sum", "weights": [NaN]', "body: JSON is malformed"),
-        (b'"offsets": [0], "pooling": "sum", "weights": [null]', "body: Expected `float`, got `null`"),
-        (b'"offsets": [0], "pooling": "sum", "weights": ["1"]', "body: Expected `float`, got `str`"),
-        (b'"offsets": [0], "pooling": "sum", "weights": [1e400]', "body: Number out of range"),
-        (b'"offset": [0], "pooling": "sum"', "body: Object contains unknown field `offset`"),
-    ],
-)
-def test_http_what_is_no_list_of_numbers_is_malformed(tables: Any, fields: bytes, detail: str) -> None:
-    """400 with the place in the body."""
-    reply = post(tables[0], "/v1/tables/item/lookup", b'{"ids": [5], ' + fields + b"}")
-    assert (reply.status_code, reply.json()["code"]) == (400, "malformed_request")
-    assert reply.json()["detail"].startswith(detail)
-
-
-def test_http_limits_are_of_ids_and_of_bags(tables: Any) -> None:
-    """Ids are limited as ever; the reply's bytes limit the bags, not the ids in them."""
-    server, _ = tables
-    path = "/v1/tables/item/lookup"
-
-    def refused(reply: httpx.Response) -> tuple[int, str, int]:
-        return reply.status_code, reply.json()["detail"], reply.json()["limit"]
-
-    assert refused(post(server, path, {"ids": [1] * 601})) == (413, "601 ids in one request; the limit is 600", 600)
-    pooled = {"ids": [1] * 1000, "offsets": [0, 500], "pooling": "sum"}
-    assert len(post(server, path, pooled).json()["vectors"]) == 2
-    text = "1,001 ids in one request; the limit is 1,000"
-    assert refused(post(server, path, pooled | {"ids": [1] * 1001})) == (413, text, 1000)
-    empty = {"ids": [], "offsets": [0] * 600, "pooling": "max"}
-    assert post(server, path, empty).json()["vectors"] == [[0.0] * DIM] * 600
-    text = "601 bags in one request; the limit is 600"
-    assert refused(post(server, path, empty | {"offsets": [0] * 601})) == (413, text, 600)
-    many = {"tables": {"item": pooled, "user": {"ids": []}}}
-    assert post(server, "/v1/lookup", many).status_code == 200
-    many["tables"]["user"] = empty | {"offsets": [0] * 999}
-    text = "1,001 rows asked for in one request; the limit is 1,000"
-    assert refused(post(server, "/v1/lookup", many)) == (413, text, 1000)
-
-
-def test_http_pooled_ids_are_counted_and_not_cached(tables: Any) -> None:
-    """Metrics count ids, not bags; the cache of rows is not asked."""
-    server, _ = tables
-
-    def series(name: str) -> float:
-        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-        return float(next(line for line in lines if line.startswith(name + " ")).split()[-1])
-
-    names = [
-        'embstore_ids_total{status="found",table="item"}',
-        'embstore_ids_total{status="missing",table="item"}',
-        'embstore_cache_ids_total{result="hit",table="item",tier="redis"}',
-        'embstore_cache_ids_total{result="miss",table="item",tier="redis"}',
-    ]
-    before = [series(name) for name in names]
-    body = {"ids": [1, 2, 3, NUM, -1], "offsets": [0], "pooling": "sum"}
-    assert post(server, "/v1/tables/item/lookup", body).status_code == 200
-    assert [series(name) - was for name, was in zip(names, before, strict=True)] == [3, 2, 0, 0]
-
-
-def test_http_pooling_is_in_the_document(tables: Any) -> None:
-    """OpenAPI says what a body may hold."""
-    lookup = httpx.get(f"{tables[0].url}/openapi.json").json()["components"]["schemas"]["Lookup"]
-    assert {"offsets", "pooling", "weights"} <= set(lookup["properties"])
-    assert lookup["properties"]["pooling"]["anyOf"][0]["enum"] == ["sum", "mean", "max"]

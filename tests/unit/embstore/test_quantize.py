@@ -16,14 +16,14 @@ from embstore.errors import ConfigError, VerificationFailed
 from embstore.kernels.cpu import gather as cpu_gather
 from embstore.quantize import (
     DTYPES,
-    Slot,
+    TensorSpec,
     check_rows_finite,
     dequantize,
     for_kernels,
     pack,
     pack_bfloat16,
     packed_layout,
-    packed_slot,
+    packed_spec,
     to_torch,
     unpack_bfloat16,
 )
@@ -137,17 +137,17 @@ def test_numbers_that_half_precision_lacks_are_refused(dtype: str) -> None:
 
 def test_a_slot_says_what_it_becomes() -> None:
     """Widths, dtypes, bytes; int4 of odd rows is refused; rows that would not shrink stay."""
-    slot = Slot((10, 64), rows=True)
-    found = {dtype: packed_slot(slot, dtype).num_bytes for dtype in DTYPES}
+    spec = TensorSpec((10, 64), rows=True)
+    found = {dtype: packed_spec(spec, dtype).num_bytes for dtype in DTYPES}
     assert found == {"float32": 2560, "float16": 1280, "bfloat16": 1280, "int8": 720, "int4": 360}
-    assert packed_slot(Slot((10, 2), rows=True), "int8") == Slot((10, 2), rows=True)
-    assert packed_slot(Slot((10, 64)), "int8") == Slot((10, 64))
+    assert packed_spec(TensorSpec((10, 2), rows=True), "int8") == TensorSpec((10, 2), rows=True)
+    assert packed_spec(TensorSpec((10, 64)), "int8") == TensorSpec((10, 64))
     with pytest.raises(ConfigError, match="rows of 'weight' have 3 columns, which is odd; use int8, or an even width"):
-        packed_layout({"weight": Slot((10, 3), rows=True)}, "int4")
+        packed_layout({"weight": TensorSpec((10, 3), rows=True)}, "int4")
     with pytest.raises(ConfigError, match="no tensor here gets smaller as int8: memory float32"):
-        packed_layout({"memory": Slot((10,))}, "int8")
+        packed_layout({"memory": TensorSpec((10,))}, "int8")
     with pytest.raises(ConfigError, match="dtype must be one of float32, float16, bfloat16, int8, int4, got 'int2'"):
-        packed_slot(slot, "int2")
+        packed_spec(spec, "int2")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

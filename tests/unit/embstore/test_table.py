@@ -85,7 +85,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 def table_of(kind: str, place: str = "cpu") -> Table:
     keys, _ = KINDS[kind]
-    return make_table(*described(full(), None if kind == "dense" else Vocabulary.from_keys(keys)), place)
+    return make_table(*described(full(), None if kind == "dense" else Vocabulary.from_ids(keys)), place)
 
 
 def test_keys_get_their_vectors_in_their_order(kind: str, place: str) -> None:
@@ -120,7 +120,7 @@ def test_a_missing_id_gets_what_the_policy_says(kind: str, place: str, on_missin
 def test_hash_is_the_bucket_among_the_ids() -> None:
     """Policy `hash` leads an integer to `bucket(id, num_ids)`: rows without an id are never served."""
     module = schemes.Full(50, D)
-    table = make_table(*described(module, Vocabulary.from_keys(INT_KEYS)))
+    table = make_table(*described(module, Vocabulary.from_ids(INT_KEYS)))
     strangers = np.arange(1000, 1100)
     vectors = table.lookup(strangers, on_missing="hash")
     np.testing.assert_array_equal(vectors, module.weight.detach().numpy()[bucket(strangers, N)])
@@ -258,7 +258,7 @@ def test_many_threads_read_one_table() -> None:
 
 def test_bytes_are_all_that_is_held(kind: str) -> None:
     """num_bytes counts tensors, id space and default vector."""
-    _, arrays = described(full(), None if kind == "dense" else Vocabulary.from_keys(KINDS[kind][0]))
+    _, arrays = described(full(), None if kind == "dense" else Vocabulary.from_ids(KINDS[kind][0]))
     assert table_of(kind).num_bytes == sum(array.nbytes for array in arrays.values())
 
 
@@ -315,7 +315,7 @@ def test_a_manifest_that_does_not_fit_its_arrays_is_refused(changes: dict[str, A
 
 def test_an_id_space_that_does_not_fit_is_refused() -> None:
     """Another kind of ids than the arrays hold, or another number of them."""
-    manifest, arrays = described(full(), Vocabulary.from_keys(INT_KEYS))
+    manifest, arrays = described(full(), Vocabulary.from_ids(INT_KEYS))
     for changes in ({"id_space": "string"}, {"id_space": "uuid"}, {"num_ids": 5}):
         with pytest.raises(VerificationFailed, match="id space"):
             make_table(replace(manifest, **changes), arrays)

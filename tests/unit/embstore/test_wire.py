@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from embstore import quantize
 from embstore.errors import ConfigError, DataError
-from embstore.wire import DTYPES, decode_rows, encode_rows, row_bytes, warm
+from embstore.wire import DTYPES, decode_rows, encode_rows, row_bytes
 
 Floats = NDArray[np.float32]
 SHAPES = st.tuples(st.integers(0, 6), st.one_of(st.just(1), st.integers(1, 70)))
@@ -200,16 +200,8 @@ def test_sizes_of_rows() -> None:
 def test_encoding_needs_no_torch() -> None:
     """A process that only encodes loads neither torch nor, before the first bytes, numba."""
     script = (
-        "import sys; from embstore.wire import warm; assert 'numba' not in sys.modules; warm();"
+        "import sys, numpy as np; from embstore.wire import encode_rows; assert 'numba' not in sys.modules;"
+        "encode_rows(np.zeros((1, 2), np.float32), 'float16');"
         "assert 'torch' not in sys.modules and 'embstore.kernels.cpu.wire' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=200)
-
-
-def test_warming_compiles_every_encoding() -> None:
-    """After `warm` each encoding has run once, and all of them are from compiled code."""
-    warm()
-    from embstore.kernels.cpu import wire as cpu_wire
-
-    for loop in (cpu_wire.to_float16, cpu_wire.to_bfloat16, cpu_wire.to_int8):
-        assert loop.nopython_signatures

@@ -1,6 +1,6 @@
 """Compiled loops at the edges: batches around the pipeline's depth, unaligned ids, special numbers, huge tables.
 
-That every scheme's loop computes its scheme's formula is the contract test's business (tests/test_schemes.py).
+That every scheme's loop computes its scheme's formula is for tests/contract/test_scheme_lookup.py.
 """
 
 from __future__ import annotations
@@ -119,5 +119,5 @@ def test_all_finite_is_numpys_word_on_any_bits(bits: list[int]) -> None:
     num_ids=st.integers(1, 10) | st.integers(1, (1 << 63) - 1),
 )
 def test_count_outside_counts_what_is_not_in_range(ids: list[int], num_ids: int) -> None:
-    """The range check that precedes every lookup, over all of int64."""
+    """The range check that precedes every lookup is right over all of int64."""
     assert cpu_ids.count_outside(np.array(ids, np.int64), num_ids) == sum(not 0 <= i < num_ids for i in ids)

@@ -12,12 +12,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from support.fits import weighted_relative_error
 from support.scheme_cases import looked_up, same, same_bits, served
 from torch import Tensor, nn
 
+from embstore.common.config import build
 from embstore.common.progress import Silent
 from embstore.errors import ConfigError
-from embstore.fitting import weighted_relative_error
 from embstore.kernels.cpu import dhe as cpu_dhe
 from embstore.schemes import DHE, Full, dhe
 from embstore.schemes.dhe import DHEConfig
@@ -382,5 +383,5 @@ def test_the_networks_rate_is_configured() -> None:
     assert TrainingConfig().network_learning_rate == 0.001
     assert TrainingConfig(network_learning_rate=0.5).network_learning_rate == 0.5
     for bad in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(ConfigError, match=r"training\.network_learning_rate must be above 0"):
-            TrainingConfig(network_learning_rate=bad)
+        with pytest.raises(ConfigError, match=r"network_learning_rate must be a number [<>]"):
+            build(TrainingConfig, {"network_learning_rate": bad}, "config.toml")

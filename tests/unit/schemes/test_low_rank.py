@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.fits import weighted_relative_error
 from support.scheme_cases import same_bits, served
 
 from embstore.errors import ConfigError, DataError, IdOutOfRange
-from embstore.fitting import weighted_relative_error
 from embstore.kernels.cpu import project as cpu_project
 from embstore.schemes import LowRank
 
@@ -44,7 +44,7 @@ def test_products_are_added_in_order(rank: int, dim: int) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_a_served_vector_does_not_depend_on_its_batch(dtype: str) -> None:
-    """Alone, repeated or among many: the same bits."""
+    """A vector has the same bits alone, repeated or among many."""
     module = LowRank(50, 24, rank=10)
     alone = torch.cat([served(module, torch.tensor([x]), dtype) for x in range(50)])
     ids = torch.randint(50, (400,))
@@ -52,7 +52,7 @@ def test_a_served_vector_does_not_depend_on_its_batch(dtype: str) -> None:
 
 
 def test_full_rank_and_the_identity_is_a_full_table() -> None:
-    """r = D, P = I, o = 0: every vector is its row."""
+    """With r = D, P = I and o = 0 every vector is its row."""
     weight_ND = torch.randn(30, 16)
     state = {"factors": weight_ND, "projection": torch.eye(16), "offset": torch.zeros(1, 16)}
     module = LowRank(30, 16, rank=16)
@@ -62,7 +62,7 @@ def test_full_rank_and_the_identity_is_a_full_table() -> None:
 
 
 def test_rank_one_is_a_line_through_the_offset() -> None:
-    """r = 1: the vectors less o are multiples of P."""
+    """With r = 1 the vectors less o are multiples of P."""
     module = LowRank(20, 8, rank=1)
     with torch.no_grad():
         module.offset.normal_()
@@ -81,7 +81,7 @@ def test_the_start_keeps_the_rows_scale(rank: int, dim: int) -> None:
 
 
 def test_the_networks_are_what_all_ids_share() -> None:
-    """The projection and the offset, but not the rows."""
+    """The networks are the projection and the offset, but not the rows."""
     shared, plain = LowRank(9, 8, rank=2), LowRank(9, 8, rank=2, offset=False)
     assert list(map(id, shared.networks())) == [id(shared.projection), id(shared.offset)]
     assert list(map(id, plain.networks())) == [id(plain.projection)]
@@ -99,7 +99,7 @@ def test_a_budget_gives_the_largest_rank(n: int, d: int, offset: bool) -> None:
 
 
 def test_a_budget_below_one_number_an_id_names_the_ceiling() -> None:
-    """The least bytes and the ratio that cannot be passed."""
+    """The error names the least bytes and the ratio that cannot be passed."""
     with pytest.raises(ConfigError, match=r"the least is 4,512, because each id keeps a number .* stays below 64"):
         LowRank.from_budget(1000, 64, 4511)
     assert LowRank.from_budget(1000, 64, 4512).config.rank == 1
@@ -123,7 +123,7 @@ def test_a_parameter_that_means_nothing_is_refused(wrong: dict[str, int], named:
 
 
 def test_an_id_past_the_end_is_refused() -> None:
-    """There is no row for it, and none is made up."""
+    """An id past the end has no row, and none is made up."""
     with pytest.raises(IdOutOfRange):
         LowRank(10, 8, rank=2)(torch.tensor([10]))
 

@@ -14,26 +14,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fits import weighted_relative_error
 from support.scheme_cases import same, same_bits, served
 
 from embstore import open_store
 from embstore.errors import ConfigError, DataError, IdOutOfRange
-from embstore.fitting import weighted_relative_error
 from embstore.kernels.cpu import masked as cpu_masked
 from embstore.schemes import Masked
-from embstore.schemes.masked_learner import MaskLearner, allowed_widths
+from embstore.schemes.parts.masked_learner import MaskedLearner, allowed_widths
 
 N, D = 60, 19
 
 
-def learner(num_bytes: int = 4 * 60 * 8, **options: Any) -> MaskLearner:
+def learner(num_bytes: int = 4 * 60 * 8, **options: Any) -> MaskedLearner:
     """A module that learns widths of 60 ids x 19."""
     module = Masked.from_budget(N, D, num_bytes, **({"num_blocks": 5} | options))
-    assert isinstance(module, MaskLearner)
+    assert isinstance(module, MaskedLearner)
     return module
 
 
-def disturbed(module: MaskLearner, seed: int, size: float = 2.0) -> MaskLearner:
+def disturbed(module: MaskedLearner, seed: int, size: float = 2.0) -> MaskedLearner:
     """The module with networks as if trained: any widths at all."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_nothing_beside_a_row_is_read(dim: int, rotation: bool) -> None:
 
 
 def test_a_served_vector_does_not_depend_on_its_batch() -> None:
-    """Alone, repeated or among many: the same bits, rotated too."""
+    """A vector has the same bits alone, repeated or among many, rotated too."""
     module = Masked(60, 24, block_sizes=(5, 15, 40), block_widths=(24, 16, 6), rotation=True)
     alone = torch.cat([served(module, torch.tensor([x])) for x in range(60)])
     ids = torch.randint(60, (400,))
@@ -117,7 +117,7 @@ def test_every_block_starts_with_vectors_of_one_length() -> None:
 
 
 def test_an_id_past_the_last_block_is_refused() -> None:
-    """Neither the served form nor the learning one has a row for it."""
+    """An id past the end has no row, in the served form and in the learning one."""
     for module in (Masked(10, 4, block_sizes=(3, 7), block_widths=(4, 2)), learner()):
         with pytest.raises(IdOutOfRange):
             module(torch.tensor([module.num_embeddings]))

@@ -12,12 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fits import weighted_relative_error
 from support.scheme_cases import same, same_bits, served
 
 from embstore.errors import ConfigError, DataError, IdOutOfRange
-from embstore.fitting import weighted_relative_error
 from embstore.schemes import MixedDim
-from embstore.schemes.widths import Blocks, best_widths, equal_blocks, power_law
+from embstore.schemes.parts.widths import Blocks, best_widths, equal_blocks, power_law
 
 
 def stored(sizes: tuple[int, ...], widths: tuple[int, ...], dim: int) -> int:
@@ -29,7 +29,7 @@ def stored(sizes: tuple[int, ...], widths: tuple[int, ...], dim: int) -> int:
 
 
 def test_one_block_of_full_width_is_a_full_table() -> None:
-    """Nothing is projected: the vectors are the rows, bit for bit."""
+    """In one block of full width nothing is projected: the vectors are the rows, bit for bit."""
     module = MixedDim(40, 16, block_sizes=(40,), block_widths=(16,))
     assert set(module.state_dict()) == {"rows_0"}
     ids = torch.randint(40, (99,))
@@ -38,7 +38,7 @@ def test_one_block_of_full_width_is_a_full_table() -> None:
 
 
 def test_blocks_of_full_width_are_a_full_table() -> None:
-    """Cut into ranges and put together again."""
+    """Rows cut into blocks of full width give the vectors of the whole table."""
     module = MixedDim(40, 8, block_sizes=(1, 30, 9), block_widths=(8, 8, 8))
     weight_ND = torch.cat([module.rows_0, module.rows_1, module.rows_2])
     ids = torch.randint(40, (5, 7))
@@ -69,7 +69,7 @@ def test_a_vector_is_its_row_times_the_blocks_projection(blocks: list[tuple[int,
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_a_served_vector_does_not_depend_on_its_batch(dtype: str) -> None:
-    """Alone, repeated or among many: the same bits."""
+    """A vector has the same bits alone, repeated or among many."""
     module = MixedDim(60, 24, block_sizes=(5, 15, 40), block_widths=(24, 16, 6))
     alone = torch.cat([served(module, torch.tensor([x]), dtype) for x in range(60)])
     ids = torch.randint(60, (400,))
@@ -85,7 +85,7 @@ def test_every_block_starts_at_the_same_scale() -> None:
 
 
 def test_an_id_past_the_last_block_is_refused() -> None:
-    """No block has a row for it."""
+    """An id past the last block has no row: IdOutOfRange."""
     with pytest.raises(IdOutOfRange):
         MixedDim(10, 4, block_sizes=(3, 7), block_widths=(4, 2))(torch.tensor([10]))
 
@@ -133,7 +133,7 @@ def test_blocks_split_the_popularity(counts: list[int], num_blocks: int) -> None
 
 
 def test_without_frequencies_the_kth_id_occurs_one_kth_as_often() -> None:
-    """Zipf's law, for any number of ids, without a list of them."""
+    """Blocks follow Zipf's law for any number of ids, without a list of them."""
     counted = equal_blocks(5000, 8, 1 / torch.arange(1, 5001).double())
     assert equal_blocks(5000, 8).sizes == counted.sizes
     huge = equal_blocks(2**62, 8)
@@ -153,7 +153,7 @@ def test_without_frequencies_the_kth_id_occurs_one_kth_as_often() -> None:
     ],
 )
 def test_frequencies_that_are_none_are_refused(counts: torch.Tensor, named: str) -> None:
-    """DataError says what is wrong, and for which id."""
+    """DataError says what is wrong with the frequencies, and for which id."""
     with pytest.raises(DataError, match=named):
         MixedDim.from_budget(10, 4, 10**4, frequencies=counts)
 

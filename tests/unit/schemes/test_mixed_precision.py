@@ -82,7 +82,7 @@ def test_rounding_is_packing_and_reading_back(rows: Any, bits: int) -> None:
 
 @every_width
 def test_all_hot_is_a_full_table(bits: int) -> None:
-    """num_hot = n: nothing is rounded, in training neither."""
+    """With num_hot = n nothing is rounded, in training neither."""
     module, ids = module_of(bits, num_hot=N), torch.arange(N)
     assert same_bits(module(ids), module.weight)
 
@@ -194,7 +194,7 @@ def test_updates_smaller_than_half_a_step_are_not_lost(bits: int) -> None:
 
 
 def test_a_copy_goes_on_where_the_original_was() -> None:
-    """Rows and generator: the same roundings from here on."""
+    """A copy has the rows and the generator's state: it rounds as the original from there on."""
     module, ids = module_of(), torch.arange(N)
     module(ids)
     twin = copy.deepcopy(module)
@@ -205,13 +205,13 @@ def test_a_copy_goes_on_where_the_original_was() -> None:
 
 
 def test_bytes_are_the_formula_of_the_docstring() -> None:
-    """4 D num_hot + (D + 8) or (D / 2 + 4) for each of the others."""
+    """A table takes 4 D num_hot bytes, and D + 8 or D / 2 + 4 for each of the others."""
     assert module_of(8).num_bytes() == 4 * D * H + (D + 8) * (N - H)
     assert module_of(4).num_bytes() == 4 * D * H + (D // 2 + 4) * (N - H)
 
 
 def test_the_papers_share_is_hot_unless_told_otherwise() -> None:
-    """5% of the ids with 8 bits, 1% with 4."""
+    """Without num_hot 5% of the ids have float rows with 8 bits, 1% with 4."""
     assert MixedPrecision(1000, D).config.num_hot == 50
     assert MixedPrecision(1000, D, bits=4).config.num_hot == 10
 
@@ -247,7 +247,7 @@ def test_hot_rows_get_what_is_left(n: int, dim: int, bits: int | None, share: fl
 
 
 def test_a_budget_says_the_ceiling() -> None:
-    """4 D / (D + 8) and 4 D / (D / 2 + 4)."""
+    """A budget that is too small is answered with the ceiling, 4 D / (D + 8) or 4 D / (D / 2 + 4)."""
     with torch.device("meta"):
         with pytest.raises(ConfigError, match=r"the least is 36,000,000, 36 bytes an id; its ratio cannot pass 7\.11"):
             MixedPrecision.from_budget(10**6, 64, 10**7)
@@ -267,7 +267,7 @@ def test_a_budget_says_the_ceiling() -> None:
     ],
 )
 def test_a_parameter_that_means_nothing_is_refused(wrong: dict[str, Any], named: str) -> None:
-    """ConfigError names it, and what it may be."""
+    """ConfigError names the parameter and what it may be."""
     with pytest.raises(ConfigError, match=named):
         MixedPrecision(**({"num_embeddings": N, "embedding_dim": D} | wrong))
 

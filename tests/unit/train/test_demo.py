@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from embstore.common.progress import Silent
-from embstore.publish import open_store
+from embstore.publish.store import open_store
 from embstore.train.config import load_config
 from embstore.train.demo import make_clicks, write_demo
 from embstore.train.run import train

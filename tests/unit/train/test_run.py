@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from msgspec.structs import replace
 
 from embstore.common.progress import PlainLines, Silent, Terminal, make_reporter
 from embstore.errors import ConfigError, Conflict, DataError
 from embstore.publish import open_store
-from embstore.train import bench
 from embstore.train.config import TrainConfig, load_config
 from embstore.train.data import read_dataset
 from embstore.train.loop import Examples, fit
 from embstore.train.model import make_model
-from embstore.train.result import TrainResult
+from embstore.train.publication import TrainResult
 from embstore.train.run import train
 
 CONFIG = """
@@ -75,13 +74,13 @@ def test_release_holds_what_was_trained(config_path: Path) -> None:
     dataset = read_dataset(load_config(config_path).data, 0)
     for name, ids in (("user", dataset.users), ("item", dataset.items)):
         table, manifest = store.load(name, "canary"), store.manifest(name, 1)
-        assert manifest.hot_ids == list(ids.keys[:5])
+        assert manifest.hot_ids == list(ids.ids[:5])
         assert manifest.num_ids == len(ids)
         assert manifest.metrics["ndcg@10"] == result.metrics["ndcg@10"]
         assert manifest.metrics["popularity_ndcg@10"] == result.popularity["ndcg@10"]
         assert table.scheme.name == result.tables[name].scheme
         assert result.tables[name].num_bytes * result.tables[name].ratio == pytest.approx(len(ids) * 16 * 4)
-        _, found = table.lookup(list(ids.keys), return_found=True)
+        _, found = table.lookup(list(ids.ids), return_found=True)
         assert found.all()
     assert json.loads(json.dumps(result.to_json()))["fit"]["num_epochs"] == result.fit.num_epochs
 
@@ -105,7 +104,7 @@ def test_published_vectors_are_the_modules(config_path: Path, monkeypatch: pytes
     run(config_path, "store")
     dataset = read_dataset(load_config(config_path).data, 0)
     for name, ids in (("user", dataset.users), ("item", dataset.items)):
-        served = open_store(config_path.parent / "store").load(name, "canary").lookup(ids.keys)
+        served = open_store(config_path.parent / "store").load(name, "canary").lookup(ids.ids)
         with torch.no_grad():
             composed = models[0].tables()[name](torch.arange(len(ids)))
         np.testing.assert_allclose(served, composed.numpy(), rtol=1e-6, atol=1e-7)
@@ -203,17 +202,6 @@ def test_progress_on_a_terminal(config_path: Path) -> None:
         train(config, open_store(config_path.parent / "store"), report=report, device="cpu")
     assert "epoch   2" in stream.getvalue()
     assert type(make_reporter(silent=True, stream=stream)) is Silent
-
-
-def test_bench_compares_every_scheme(config_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The benchmark prints nn.Embedding first, as 1, and each scheme's share of its speed."""
-    arguments = ["--config", str(config_path), "--steps", "4", "--rounds", "2", "--ratio", "2", "--device", "cpu"]
-    assert bench.main([*arguments, "--json"]) == 0
-    speeds = json.loads(capsys.readouterr().out)["speeds"]
-    assert [s["name"] for s in speeds] == ["nn.Embedding", *bench.SCHEMES]
-    assert speeds[0]["ratio"] == 1
-    assert bench.main([*arguments, "--set", "training.nothing=1"]) == 2
-    assert "training.nothing" in capsys.readouterr().err
 
 
 def test_rows_are_published_as_the_config_says(config_path: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embstore.train.data import Ids, Pairs
+from embstore.train.data import Pairs, TableIds
 from embstore.train.evaluate import Metrics, make_targets, measure
 from ranker.artifact import Key
 
@@ -91,15 +91,15 @@ def read_lists(path: Path) -> list[CandidateList[Key]]:
     return [CandidateList(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
 
 
-def with_keys(one: CandidateList[int], users: Ids, items: Ids) -> CandidateList[Key]:
+def with_keys(one: CandidateList[int], users: TableIds, items: TableIds) -> CandidateList[Key]:
     """A list of rows as one of keys."""
     candidates, targets = ([key_of(items, row) for row in rows] for rows in (one.candidates, one.targets))
     return CandidateList(key_of(users, one.user), candidates, targets, one.num_targets)
 
 
-def key_of(ids: Ids, row: int) -> Key:
+def key_of(ids: TableIds, row: int) -> Key:
     """The key of a row, as JSON has it."""
-    key = ids.keys[row]
+    key = ids.ids[row]
     return key if isinstance(key, str) else int(key)
 
 

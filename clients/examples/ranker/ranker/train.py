@@ -15,10 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from embstore.publish import Store
+from embstore.publish.store import Store
 from embstore.store.local import Release
 from embstore.train.config import TrainConfig
-from embstore.train.data import Ids, Pairs, read_dataset
+from embstore.train.data import Pairs, TableIds, read_dataset
 from embstore.train.evaluate import Metrics
 from ranker.artifact import Artifact, ArtifactError, Side, save
 from ranker.fit import FitOptions, fit, offline
@@ -45,7 +45,7 @@ class TableVectors:
 
     name: str
     version: int
-    ids: Ids
+    ids: TableIds
     vectors_ND: Tensor
 
 
@@ -98,10 +98,10 @@ def _newest(store: Store) -> Release:
     return releases[-1]
 
 
-def _vectors(store: Store, name: str, release: Release, ids: Ids) -> TableVectors:
+def _vectors(store: Store, name: str, release: Release, ids: TableIds) -> TableVectors:
     """Every id's vector through the store's own lookup, which is what a server answers."""
     table = store.load(name, release.tables[name])
-    vectors_ND, found_N = table.lookup(ids.keys, return_found=True)
+    vectors_ND, found_N = table.lookup(ids.ids, return_found=True)
     if not found_N.all():
         raise ArtifactError(
             f"table {name!r} version {table.version} lacks {int((~found_N).sum()):,} of {len(ids):,} ids of the "

@@ -7,13 +7,24 @@ from collections import Counter
 
 import pytest
 
-from loadtest.results.conditions import Condition, ConditionError, parse
+from loadtest.results.figures import figure
 from loadtest.results.histogram import Histogram
 from loadtest.results.result import Generator, Result
 from loadtest.results.tally import Tally
+from loadtest.scenario.conditions import Condition, ConditionError, parse
 from loadtest.scenario.model import Scenario
 
 MS = 1_000_000
+
+
+def figure_of(condition: Condition, of: Result) -> float:
+    """The condition's figure of a run."""
+    return figure(condition, of.total(), of.seconds)
+
+
+def is_met(condition: Condition, of: Result) -> bool:
+    """Whether the figure of a run is on the condition's side of the limit."""
+    return condition.met_by(figure_of(condition, of))
 
 
 def result(tally: Tally, seconds: float = 2.0) -> Result:
@@ -62,8 +73,8 @@ RUN = result(
 def test_a_condition_says_whether_it_holds(text: str, value: float, holds: bool) -> None:
     """Its figure is that of the run, in nanoseconds, shares, or a number; the limit is on its own side of it."""
     condition = parse(text)
-    assert condition.value(RUN) == pytest.approx(value, rel=1e-3)
-    assert condition.holds(RUN) is holds
+    assert figure_of(condition, RUN) == pytest.approx(value, rel=1e-3)
+    assert is_met(condition, RUN) is holds
 
 
 @pytest.mark.parametrize(
@@ -132,10 +143,10 @@ def test_a_run_without_one_good_reply_is_infinitely_slow(text: str) -> None:
     """Nothing was answered: a limit from above is broken, and one from below is not kept by accident."""
     dead = result(Tally(offered=5, errors=Counter({"connect": 5})))
     condition = parse(text)
-    assert condition.value(dead) == math.inf
-    assert condition.holds(dead)
-    assert not parse(text.replace(">", "<")).holds(dead)
-    assert condition.describe(condition.value(dead)).endswith("is infinite: no 2xx reply")
+    assert figure_of(condition, dead) == math.inf
+    assert is_met(condition, dead)
+    assert not is_met(parse(text.replace(">", "<")), dead)
+    assert condition.describe(figure_of(condition, dead)).endswith("is infinite: no 2xx reply")
 
 
 @pytest.mark.parametrize(
@@ -150,9 +161,9 @@ def test_a_run_without_one_good_reply_is_infinitely_slow(text: str) -> None:
 def test_a_figure_is_told_in_its_unit(text: str, said: str) -> None:
     """People read what was found, not nanoseconds."""
     condition = parse(text)
-    assert condition.describe(condition.value(RUN)) == said
+    assert condition.describe(figure_of(condition, RUN)) == said
 
 
 def test_a_run_of_no_time_has_no_goodput() -> None:
     """Interrupted before the first second: 0, no division."""
-    assert Condition("goodput", "<", 1.0).holds(result(Tally(), seconds=0.0))
+    assert is_met(Condition("goodput", "<", 1.0), result(Tally(), seconds=0.0))

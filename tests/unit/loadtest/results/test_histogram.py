@@ -46,7 +46,7 @@ def test_small_values_are_exact(values: list[int]) -> None:
     histogram = Histogram(values)
     assert histogram.percentile(50) == sorted(values)[math.ceil(len(values) / 2) - 1]
     assert histogram.mean() == sum(values) / len(values)
-    assert (histogram.least, histogram.most) == (min(values), max(values))
+    assert (histogram.min, histogram.max) == (min(values), max(values))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_percentile_is_taken_as_it_is_written(percent: float, expected: int) -
 def test_nothing_counted_is_zero() -> None:
     """No values: no percentile but 0, no mean, no least."""
     empty = Histogram()
-    assert (empty.percentile(99), empty.mean(), empty.least, empty.most, empty.num) == (0, 0.0, None, 0, 0)
+    assert (empty.percentile(99), empty.mean(), empty.min, empty.max, empty.num) == (0, 0.0, None, 0, 0)
 
 
 def test_a_time_before_the_start_counts_as_none() -> None:

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from loadtest.run.plan import LoadError
+from loadtest.errors import LoadError
 from loadtest.run.scrape import Scraper, parse
 from loadtest.run.session import load_test
 from loadtest.scenario.model import Scenario

@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator
 import pytest
 from rich.console import Console
 
-from loadtest.results.conditions import parse
+from loadtest.errors import LoadError, ScenarioError
+from loadtest.report.terminal import searched
 from loadtest.results.histogram import Histogram
-from loadtest.results.report import LATE
 from loadtest.results.result import Generator, Result
 from loadtest.results.tally import Tally
-from loadtest.run.plan import LoadError
-from loadtest.scenario.model import Ask, Keys, Phase, Scenario, ScenarioError
-from loadtest.search.find_max import Limits, at_rate, chance_kept, find_max, peak_rate, whole_slo
-from loadtest.search.outcome import Found, describe, table
+from loadtest.results.validity import GENERATOR_LAG
+from loadtest.scenario.conditions import parse
+from loadtest.scenario.model import IdDistribution, Phase, RequestSpec, Scenario
+from loadtest.search.find_max import Limits, at_rate, find_max, pass_probability, peak_rate, whole_slo
+from loadtest.search.outcome import SearchResult, describe
 
 SLO = [parse("p99<10ms")]
 KNEE = 900.0
@@ -72,7 +73,7 @@ def ran(scenario: Scenario, p99_ms: float, invalid: list[str] | None = None, *, 
     )
 
 
-def search(run: Callable[[Scenario], Result], scenario: Scenario = START, **limits: float) -> Found:
+def search(run: Callable[[Scenario], Result], scenario: Scenario = START, **limits: float) -> SearchResult:
     """A search that waits for nothing."""
     return find_max(scenario, SLO, run=run, pause=no_pause, limits=Limits(**limits))  # type: ignore[arg-type]
 
@@ -103,7 +104,7 @@ def test_what_is_invalid_is_no_evidence() -> None:
     """A tenth of the runs is spoilt and shows nonsense: the limit found is as good as without them."""
     found = [search(Server(seed, glitches=0.1)) for seed in range(SEEDS)]
     assert share([abs(one.rate / KNEE - 1) < 0.05 for one in found]) > 0.9
-    invalid = [run for one in found for run in one.runs if run.verdict == "unknown"]
+    invalid = [run for one in found for run in one.runs if run.verdict == "invalid"]
     assert invalid
     assert {run.reason for run in invalid} == {"the clock jumped"}
 
@@ -113,22 +114,22 @@ def test_a_late_generator_is_evidence_for_the_server_and_not_against_it() -> Non
 
     def run(scenario: Scenario) -> Result:
         rate = peak_rate(scenario)
-        return ran(scenario, 5.0 if rate < 300 else 15.0 if rate < 600 else 50.0, [LATE] if rate < 600 else [])
+        return ran(scenario, 5.0 if rate < 300 else 15.0 if rate < 600 else 50.0, [GENERATOR_LAG] if rate < 600 else [])
 
     found = search(run)
-    assert {one.verdict for one in found.runs if one.rate < 300} == {"kept"}
-    assert {one.verdict for one in found.runs if 300 <= one.rate < 600} == {"late"}
+    assert {one.verdict for one in found.runs if one.rate < 300} == {"pass"}
+    assert {one.verdict for one in found.runs if 300 <= one.rate < 600} == {"inconclusive"}
     assert (found.limit, found.high) == ("generator", None)
     assert 0.9 * 300 < found.low < 300
 
     def refusing(scenario: Scenario) -> Result:
-        result = ran(scenario, 5.0, [LATE])
+        result = ran(scenario, 5.0, [GENERATOR_LAG])
         for tally in result.tallies.values():
             tally.statuses[503] = 50
         return result
 
-    found = find_max(START, whole_slo(SLO), run=refusing, pause=no_pause, limits=Limits(least=50))
-    assert {one.verdict for one in found.runs} == {"late"}
+    found = find_max(START, whole_slo(SLO), run=refusing, pause=no_pause, limits=Limits(min_rate=50))
+    assert {one.verdict for one in found.runs} == {"inconclusive"}
     assert not found.low
 
 
@@ -141,9 +142,9 @@ def test_runs_that_a_late_generator_leaves_open_are_not_left_out(share: float) -
 
         def run(scenario: Scenario) -> Result:
             good = peak_rate(scenario) <= 10 or draw.random() < share
-            return ran(scenario, 5.0 if good else 15.0, [LATE] if late else [])
+            return ran(scenario, 5.0 if good else 15.0, [GENERATOR_LAG] if late else [])
 
-        found = search(run, least=10.0)
+        found = search(run, min_rate=10.0)
         return found.low > 10 and found.confidence >= 0.9
 
     late, valid = (sum(confirmed(late, seed) for seed in range(200)) for late in (True, False))
@@ -157,12 +158,12 @@ def test_a_limit_of_the_generator_is_said_to_be_that() -> None:
         assert (found.limit, found.high) == ("generator", None)
         assert 475 < found.rate <= 500
         assert "the server may do more" in found.note
-        assert not any(run.verdict == "kept" and run.rate > 500 for run in found.runs)
+        assert not any(run.verdict == "pass" and run.rate > 500 for run in found.runs)
 
 
 def test_a_generator_that_can_make_no_rate_finds_nothing() -> None:
     """When every run is invalid, no rate is named: neither as kept nor as broken."""
-    found = search(Server(1, ceiling=0), least=50)
+    found = search(Server(1, ceiling=0), min_rate=50)
     assert (found.rate, found.high, found.limit) == (0.0, None, "generator")
     assert found.note.startswith("no rate could be judged")
 
@@ -178,9 +179,11 @@ def test_rates_that_cannot_be_judged_do_not_hide_one_that_breaks() -> None:
     assert (found.limit, found.high) == ("generator", 800.0)
     assert 430 < found.low <= 450
     assert found.confidence > 0.9
-    assert "800 requests/s break it" in found.note
-    assert "20,000 requests/s keep" in describe(Found(slo=["p99<1s"], low=2e4, limit="generator"), least=1, most=1e6)
-    assert "runs between them were invalid" in found.note
+    assert "800 requests/s violates it" in found.note
+    assert "20,000 requests/s meets" in describe(
+        SearchResult(slo=["p99<1s"], low=2e4, limit="generator"), min_rate=1, max_rate=1e6
+    )
+    assert "runs in between were invalid" in found.note
 
 
 def test_a_limit_that_can_no_longer_be_made_keeps_what_was_seen_of_it() -> None:
@@ -196,14 +199,14 @@ def test_a_limit_that_can_no_longer_be_made_keeps_what_was_seen_of_it() -> None:
 
     found = search(run, tolerance=1.0)
     assert (found.low, found.high) == (100.0, 200.0)
-    assert found.confidence == chance_kept(4, 0) * (1 - chance_kept(0, 2))
+    assert found.confidence == pass_probability(4, 0) * (1 - pass_probability(0, 2))
 
 
 def test_a_search_without_an_end_is_given_up() -> None:
     """After so many runs it tells what it knows, and does not call it confirmed."""
     found = search(Server(1), runs=4)
     assert (found.limit, len(found.runs), found.low, found.confidence) == ("runs", 4, 800.0, 0.0)
-    assert found.note == "no end after 4 runs: 800 requests/s kept p99<10ms so far, not confirmed"
+    assert found.note == "no end after 4 runs: 800 requests/s passed p99<10ms so far, not confirmed"
 
 
 def test_a_run_that_fails_does_not_lose_the_others() -> None:
@@ -217,22 +220,22 @@ def test_a_run_that_fails_does_not_lose_the_others() -> None:
 
     found = search(run)
     assert (found.limit, found.failure, len(found.runs)) == ("failed", "cannot connect", 4)
-    assert found.note == "a run failed (cannot connect): 800 requests/s kept p99<10ms so far, not confirmed"
+    assert found.note == "a run failed (cannot connect): 800 requests/s passed p99<10ms so far, not confirmed"
     with pytest.raises(LoadError, match="cannot connect"):
         search(run)
 
 
 def test_a_server_that_is_always_too_slow_is_said_to_be_so() -> None:
     """Even the lowest rate breaks the SLO: the answer is that, with the rate."""
-    found = search(Server(1, knee=2), least=10)
+    found = search(Server(1, knee=2), min_rate=10)
     assert (found.rate, found.high, found.limit) == (0.0, 10.0, "lowest")
-    assert "even 10 requests/s" in found.note
+    assert "SLO not met: 10 requests/s already violates" in found.note
     assert found.confidence >= 0.95
 
 
 def test_a_server_that_is_never_too_slow_is_said_to_be_so() -> None:
     """The highest rate that may be tried keeps the SLO: the answer is that, and no rate is said to break it."""
-    found = search(Server(1, knee=1e5), most=2000)
+    found = search(Server(1, knee=1e5), max_rate=2000)
     assert (found.low, found.high, found.limit) == (2000.0, None, "highest")
     assert found.confidence >= 0.95
 
@@ -261,7 +264,7 @@ def test_doubling_and_halving_take_one_run_each() -> None:
 
 def test_an_invalid_run_does_not_end_the_doubling() -> None:
     """A rate whose first run is spoilt is run again; one that a late generator left open must keep it three times."""
-    for reason, times in (("the clock jumped", 2), (LATE, 4)):
+    for reason, times in (("the clock jumped", 2), (GENERATOR_LAG, 4)):
         spoilt = iter([True])
 
         def run(scenario: Scenario, reason: str = reason, spoilt: Iterator[bool] = spoilt) -> Result:
@@ -282,10 +285,10 @@ def test_every_run_is_told() -> None:
     assert told == found.runs
     assert {run.stage for run in found.runs} == {"search", "confirm"}
     for run in found.runs:
-        assert run.verdict == ("kept" if run.p99_ms < 10 else "broken")
+        assert run.verdict == ("pass" if run.p99_ms < 10 else "fail")
         assert run.figures[0].startswith("p99 is ")
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["slo"] == ["p99<10ms"]
-    assert table(found) is not None
+    assert searched(found) is not None
 
 
 def test_why_runs_were_invalid_is_said_once_and_fits_a_narrow_terminal() -> None:
@@ -297,11 +300,11 @@ def test_why_runs_were_invalid_is_said_once_and_fits_a_narrow_terminal() -> None
         return ran(scenario, 5.0, [f"the clock was set: {next(times)} times"] if spoilt else [])
 
     shown = io.StringIO()
-    Console(file=shown, width=80).print(table(search(run)))
+    Console(file=shown, width=80).print(searched(search(run)))
     lines = shown.getvalue().splitlines()
     assert [line for line in lines if "the clock" in line] == ["[1]  the clock was set: 1 times"]
     rows = [line for line in lines if "search" in line or "confirm" in line]
-    assert all(("unknown" in row) == row.rstrip().endswith("[1]") for row in rows)
+    assert all(("invalid" in row) == row.rstrip().endswith("[1]") for row in rows)
     assert len(rows) > 3
 
 
@@ -335,7 +338,7 @@ def test_an_interrupted_search_tells_what_it_knows(how: str) -> None:
     assert found.limit == "interrupted"
     assert len(found.runs) == 4
     assert found.low == 800.0
-    assert found.note == "interrupted: 800 requests/s kept p99<10ms so far, not confirmed"
+    assert found.note == "interrupted: 800 requests/s passed p99<10ms so far, not confirmed"
 
 
 def test_all_rates_of_a_scenario_move_together() -> None:
@@ -360,7 +363,10 @@ def test_failures_count_against_a_rate_unless_the_slo_says_otherwise() -> None:
     [
         (Scenario(mode="closed"), "mode: "),
         (Scenario(phases=(Phase(rate=0),)), "phases: "),
-        (Scenario(asks=(Ask(keys=Keys(kind="replay", file="a.parquet", time_column="time")),)), "asks: "),
+        (
+            Scenario(requests=(RequestSpec(ids=IdDistribution(kind="replay", file="a.parquet", time_column="time")),)),
+            "requests: ",
+        ),
         (Scenario(phases=(Phase(rate=1e9),)), "between 1 and 1e"),
     ],
     ids=["closed", "zero", "recording", "beyond"],
@@ -373,8 +379,8 @@ def test_what_has_no_rate_to_search_for_is_refused(scenario: Scenario, message: 
 
 def test_the_confidence_is_that_of_a_fair_bet() -> None:
     """Four of four, or six of seven, make it 95 % probable that most runs keep the SLO; three of three do not."""
-    assert chance_kept(0, 0) == 0.5
-    assert chance_kept(3, 0) == 15 / 16
-    assert chance_kept(4, 0) == 31 / 32
-    assert chance_kept(0, 4) == 1 / 32
-    assert chance_kept(6, 1) == pytest.approx(247 / 256)
+    assert pass_probability(0, 0) == 0.5
+    assert pass_probability(3, 0) == 15 / 16
+    assert pass_probability(4, 0) == 31 / 32
+    assert pass_probability(0, 4) == 1 / 32
+    assert pass_probability(6, 1) == pytest.approx(247 / 256)

@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from loadtest.scenario.model import Ask, Batch, Keys, Phase, Scenario, ScenarioError
-from loadtest.workload import request_stream as source
-from loadtest.workload.request_stream import Source
+from loadtest.errors import ScenarioError
+from loadtest.scenario.model import Batch, IdDistribution, Phase, RequestSpec, Scenario
+from loadtest.workload import request_stream
+from loadtest.workload.request_stream import RequestStream
 from loadtest.workload.schedule import due_offsets, expected
 
 TABLES = {"item": 1000, "user": 1000}
@@ -85,13 +86,13 @@ def recording(folder: Path, *, speed: float = 1.0, size: int = 1, seconds: float
     """Six clicks in five seconds, replayed."""
     path = folder / "clicks.parquet"
     pl.DataFrame({"item_id": [5, 6, 7, 8, 9, 10], "t": [1000, 1500, 1500, 3000, 5000, 6000]}).write_parquet(path)
-    keys = Keys(kind="replay", file=str(path), time_column="t", speed=speed)
-    return Scenario(asks=(Ask(keys=keys, batch=Batch(size=size)),), phases=(Phase(seconds=seconds, rate=0),))
+    keys = IdDistribution(kind="replay", file=str(path), time_column="t", speed=speed)
+    return Scenario(requests=(RequestSpec(ids=keys, batch=Batch(size=size)),), phases=(Phase(seconds=seconds, rate=0),))
 
 
 def asked(scenario: Scenario, count: int, share: int = 0, shares: int = 1) -> list[list[int]]:
     """The ids of the next requests."""
-    made = Source(scenario, share, shares, TABLES)
+    made = RequestStream(scenario, share, shares, TABLES)
     return [np.frombuffer(made.next(0.0).body, "<i8").tolist() for _ in range(count)]
 
 
@@ -118,10 +119,11 @@ def test_shares_of_a_recording_keep_ids_with_their_times(tmp_path: Path) -> None
 
 def test_kinds_come_by_weight() -> None:
     """Asks are mixed at random by their weights; one of weight 0 never comes."""
-    asks = tuple(
-        Ask(name=name, weight=weight, batch=Batch(size=1)) for name, weight in [("a", 3.0), ("b", 1.0), ("c", 0.0)]
+    requests = tuple(
+        RequestSpec(name=name, weight=weight, batch=Batch(size=1))
+        for name, weight in [("a", 3.0), ("b", 1.0), ("c", 0.0)]
     )
-    made = Source(Scenario(asks=asks), 0, 1, TABLES)
+    made = RequestStream(Scenario(requests=requests), 0, 1, TABLES)
     kinds = [made.next(0.0).kind for _ in range(8000)]
     assert kinds.count("a") / 8000 == pytest.approx(0.75, abs=0.03)
     assert kinds.count("c") == 0
@@ -129,9 +131,11 @@ def test_kinds_come_by_weight() -> None:
 
 def test_tables_have_ids_of_their_own() -> None:
     """One request of two tables asks different ids of each; another seed, or another share, other ones."""
-    ask = Ask(tables=("item", "user"), protocol="json", batch=Batch(size=20))
+    spec = RequestSpec(tables=("item", "user"), protocol="json", batch=Batch(size=20))
     bodies = {
-        Source(Scenario(asks=(ask,), seed=seed), share, 2, TABLES).next(0.0).body for seed in (0, 1) for share in (0, 1)
+        RequestStream(Scenario(requests=(spec,), seed=seed), share, 2, TABLES).next(0.0).body
+        for seed in (0, 1)
+        for share in (0, 1)
     }
     assert len(bodies) == 4
     for body in bodies:
@@ -141,8 +145,8 @@ def test_tables_have_ids_of_their_own() -> None:
 
 def test_as_much_is_made_ahead_as_the_run_needs() -> None:
     """A run that sends less than the limit sees no request twice."""
-    scenario = Scenario(phases=(Phase(seconds=10, rate=100),), asks=(Ask(batch=Batch(size=8)),))
-    made = Source(scenario, 0, 1, TABLES)
+    scenario = Scenario(phases=(Phase(seconds=10, rate=100),), requests=(RequestSpec(batch=Batch(size=8)),))
+    made = RequestStream(scenario, 0, 1, TABLES)
     bodies = {made.next(0.0).body for _ in range(1000)}
     assert not made.cycled
     assert len(bodies) == 1000
@@ -150,8 +154,8 @@ def test_as_much_is_made_ahead_as_the_run_needs() -> None:
 
 def test_requests_come_again_when_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit the same requests come in the same order, and the source says so."""
-    monkeypatch.setattr(source, "MAX_BYTES", 10 * (source.OVERHEAD + 800))
-    made = Source(Scenario(mode="closed"), 0, 1, TABLES)
+    monkeypatch.setattr(request_stream, "MAX_BYTES", 10 * (request_stream.OVERHEAD + 800))
+    made = RequestStream(Scenario(mode="closed"), 0, 1, TABLES)
     first = [made.next(0.0).body for _ in range(10)]
     assert not made.cycled
     assert [made.next(0.0).body for _ in range(10)] == first
@@ -160,8 +164,8 @@ def test_requests_come_again_when_memory_ends(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_hot_set_drifts_in_the_requests() -> None:
     """What drifts is asked for as of the second in which it is sent."""
-    keys = Keys(kind="hot", hot_ids=10, hot_share=1.0, drift=1.0)
-    made = Source(Scenario(asks=(Ask(keys=keys),)), 0, 1, TABLES)
+    keys = IdDistribution(kind="hot", hot_ids=10, hot_share=1.0, drift=1.0)
+    made = RequestStream(Scenario(requests=(RequestSpec(ids=keys),)), 0, 1, TABLES)
     now, same, later = (set(np.frombuffer(made.next(at).body, "<i8").tolist()) for at in (0.0, 0.0, 60.0))
     assert now == same
     assert not now & later
@@ -169,13 +173,13 @@ def test_a_hot_set_drifts_in_the_requests() -> None:
 
 def test_a_table_without_a_range_of_ids_is_told() -> None:
     """Where the server has no ids to draw from, the scenario must name some."""
-    with pytest.raises(ScenarioError, match=r"ids of table 'word' are no range: set keys.num_ids, or keys.file$"):
-        Source(Scenario(asks=(Ask(tables=("word",)),)), 0, 1, TABLES)
+    with pytest.raises(ScenarioError, match=r"ids of table 'word' are no range: set ids.num_ids, or ids.file$"):
+        RequestStream(Scenario(requests=(RequestSpec(tables=("word",)),)), 0, 1, TABLES)
 
 
 def test_notes_of_a_recording_reach_the_report(tmp_path: Path) -> None:
     """That ids were numbered anew is said once."""
-    made = Source(recording(tmp_path), 0, 1, {"item": 6})
+    made = RequestStream(recording(tmp_path), 0, 1, {"item": 6})
     assert made.notes == [
         f"ids of {tmp_path}/clicks.parquet run from 5 to 10, beyond the 6 there are: numbered by first appearance"
     ]

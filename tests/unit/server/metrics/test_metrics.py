@@ -17,7 +17,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from embstore import __version__
-from server.metrics.recorder import (
+from server.metrics.families import (
     BATCHES,
     BREAKER_STATES,
     CACHE_OPERATIONS,
@@ -29,10 +29,10 @@ from server.metrics.recorder import (
     SECONDS,
     STAGES,
     TIERS,
-    Metrics,
-    take_over,
 )
-from server.metrics.shared_counters import Cells
+from server.metrics.recorder import Metrics, take_over
+from server.metrics.shared_counters import SharedCounters
+from server.tables.collector import VersionCollector
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -55,7 +55,7 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 def workers(number: int) -> list[Metrics]:
     """The metrics of processes that share their cells."""
     memories = [mmap.mmap(-1, 1 << 17) for _ in range(number)]
-    return [Metrics([Cells(memory) for memory in memories], own) for own in range(number)]
+    return [Metrics([SharedCounters(memory) for memory in memories], own) for own in range(number)]
 
 
 def expected_at_start() -> Iterator[tuple[str, dict[str, str]]]:
@@ -67,7 +67,7 @@ def expected_at_start() -> Iterator[tuple[str, dict[str, str]]]:
     yield from (("cache_breaker_state", {"state": state}) for state in BREAKER_STATES)
     yield from (("version_loads_total", {"result": result}) for result in ("ok", "failed"))
     names = ("lookup_ids_count", "inflight_requests", "queue_depth", "version_load_seconds_count", "swaps_total")
-    yield from ((name, {}) for name in (*names, "joined_requests_count", "worker_restarts_total"))
+    yield from ((name, {}) for name in (*names, "batch_requests_count", "worker_restarts_total"))
 
 
 def expected_of(table: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -170,10 +170,10 @@ def count_everything(metrics: Metrics) -> None:
         lookups.cache_error(op)
     lookups.set_breaker("open")
     lookups.set_cache_choice("item", "16-127", "redis")
-    lookups.join(3, 70)
+    lookups.count_batch(3, 70)
     lookups.inflight[0] += 2
     lookups.queue_depth[0] = 4
-    metrics.loads.labels("ok").inc()
+    metrics.loads["ok"].inc()
     metrics.load_seconds.observe(0.2)
     metrics.swaps.inc()
 
@@ -195,8 +195,8 @@ def test_two_workers_show_the_sum_of_everything() -> None:
     assert states == [0, 1, 1]
     choices = [value(samples, "cache_choice", table="item", batch="16-127", choice=choice) for choice in CHOICES]
     assert choices == [0, 0, 2]
-    assert value(samples, "joined_requests_bucket", le="4") == 2
-    assert value(samples, "joined_requests_bucket", le="2") == 0
+    assert value(samples, "batch_requests_bucket", le="4") == 2
+    assert value(samples, "batch_requests_bucket", le="2") == 0
     assert value(samples, "inflight_requests") == 4
     assert value(samples, "queue_depth") == 8
     assert value(samples, "version_loads_total", result="ok") == 2
@@ -207,16 +207,16 @@ def test_two_workers_show_the_sum_of_everything() -> None:
 def test_a_replaced_worker_goes_on_counting() -> None:
     """Over the cells of a worker that was killed counters go on; its gauges are zero and its end is counted."""
     memories = [mmap.mmap(-1, 1 << 17) for _ in range(2)]
-    cells = [Cells(memory) for memory in memories]
+    cells = [SharedCounters(memory) for memory in memories]
     sibling = Metrics(cells, 0)
-    killed = Metrics([Cells(memory) for memory in memories], 1)
+    killed = Metrics([SharedCounters(memory) for memory in memories], 1)
     count_everything(killed)
     take_over(cells[1])
     between = scrape(sibling)
     assert value(between, "inflight_requests") == value(between, "queue_depth") == 0
     assert value(between, "cache_breaker_state", state="open") == 0
     assert value(between, "worker_restarts_total") == 1
-    heir = Metrics([Cells(memory) for memory in memories], 1)
+    heir = Metrics([SharedCounters(memory) for memory in memories], 1)
     count_everything(heir)
     for page in (scrape(sibling), scrape(heir)):
         assert value(page, "rejected_total", reason="overloaded") == 2
@@ -257,7 +257,7 @@ def registry() -> Any:
 def test_versions_are_read_from_the_registry() -> None:
     """What is served, in which state, how old and how large."""
     metrics = Metrics()
-    metrics.watch(registry())
+    metrics.registry.register(VersionCollector(registry()))
     samples = scrape(metrics)
     assert value(samples, "version_info", table="item", version="2", scheme="qr") == 1
     states = [value(samples, "version_state", table="item", version="1", state=s) for s in ("ready", "failed")]
@@ -272,7 +272,7 @@ def test_prometheus_has_nothing_to_say_about_a_scrape() -> None:
     if promtool is None:
         pytest.skip("promtool (of Prometheus) is not installed")
     metrics = Metrics()
-    metrics.watch(registry())
+    metrics.registry.register(VersionCollector(registry()))
     count_everything(metrics)
     page = generate_latest(metrics.registry)
     done = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, timeout=60, check=False)

@@ -1,0 +1,1 @@
+"""What both clients do, without IO: requests, answers, plans, attempts, addresses."""
