@@ -31,10 +31,7 @@ RUNNABLE = {"sh", "python"}
 SHOWN = {"toml", "json", "yaml", "mermaid", "text", "promql"}
 NO_TEST = "<!-- no-test: "
 EVERY = [
-    block
-    for page in PAGES
-    if page not in OTHERS and not page.read_text().startswith(NO_TEST)
-    for block in blocks(page)
+    block for page in PAGES if page not in OTHERS and not page.read_text().startswith(NO_TEST) for block in blocks(page)
 ]
 TESTED = [page for page in PAGES if any(b.page == page and b.language in RUNNABLE and not b.note for b in EVERY)]
 

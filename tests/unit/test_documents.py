@@ -12,7 +12,9 @@ from support.documents import PAGES, ROOT, blocks, outside_fences
 
 MAX_WIDTH, MAX_README = 120, 150
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_PATH = re.compile(r"(?<![\w/.-])(?:server|embstore|loadtest|tests|benchmarks|clients|configs|docs)/[\w/.*{},-]*[\w/*}]")
+_PATH = re.compile(
+    r"(?<![\w/.-])(?:server|embstore|loadtest|tests|benchmarks|clients|configs|docs)/[\w/.*{},-]*[\w/*}]"
+)
 _GENERATED = "<!-- Made by "
 _ROW = re.compile(r"^\| `([\w/]+\.py)` \| ((?:`[\w.]+`(?:, )?)+) \|", re.MULTILINE)
 FLOWS = ["how-a-request-flows.md", "how-a-publish-flows.md"]
