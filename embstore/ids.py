@@ -28,6 +28,7 @@ from embstore.hashing import bucket
 Int64s = NDArray[np.int64]
 Ids = Sequence[int] | Sequence[str] | NDArray[Any]
 PREFIX = "ids."
+_INT64 = np.dtype(np.int64)
 
 
 class IdSpace:
@@ -202,6 +203,8 @@ def _kernels() -> ModuleType:
 
 def as_int64(ids: Ids) -> Int64s:
     """Integer ids as a contiguous int64 [B]; TypeError names what came instead."""
+    if type(ids) is np.ndarray and ids.dtype is _INT64 and ids.ndim == 1 and ids.flags.c_contiguous:
+        return ids
     try:
         array = np.asarray(ids)
     except ValueError as error:  # lists of different lengths

@@ -200,7 +200,7 @@ class Table:
             if parts > 1:
                 in_parts(parts, partial(self.scheme.lookup, self.config, self.tensors), rows_B, vectors_BD)
             else:
-                self.scheme.lookup(self.config, self.tensors, rows_B, vectors_BD)
+                self.scheme.lookup_cpu(self.config, self.tensors, rows_B, vectors_BD)
         else:
             lookup = partial(self.scheme.lookup, self.config, self.tensors)
             device_named(self.device).compose(lookup, [(rows_B, vectors_BD)])

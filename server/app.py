@@ -102,7 +102,7 @@ class _Parts:
         admission = Admission(
             metrics.lookups,
             outbox,
-            max_queue=settings.max_queued_requests,
+            max_queued_requests=settings.max_queued_requests,
             max_concurrency=settings.max_concurrency,
             max_waiting_bytes=settings.max_waiting_bytes,
         )

@@ -7,10 +7,11 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from embstore.errors import BadRequest, BodyTooLarge, ConfigError, Conflict, NotReady, StoreError, Unprocessable
+from embstore.errors import BadRequest, ConfigError, Conflict, NotReady, StoreError, Unprocessable
 from embstore.store.local import check_label
 from server.api.schemas import Positive, body, problems
 from server.http.auth import require_admin
+from server.http.body import read_body
 from server.tables.registry import Registry
 
 MAX_BYTES = 64 << 10
@@ -44,7 +45,7 @@ def labels_router(tables: Registry) -> APIRouter:
     async def move_label(table: str, label: str, request: Request) -> Label:
         """Point a label at a version that is loaded and ready here; 409 when it is not."""
         try:
-            move = msgspec.json.decode(await read_body(request), type=LabelMove)
+            move = msgspec.json.decode(await read_body(request.stream(), MAX_BYTES), type=LabelMove)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(f"body: {error}") from error
         return await run_in_threadpool(_move, tables, table, label, move.version)
@@ -83,14 +84,3 @@ def check_ready(tables: Registry, table: str, version: int) -> None:
     shown = ", ".join(map(str, ready)) or "none"
     detail = f"table {table!r} version {version} is not ready: {why}; ready are {shown}"
     raise Conflict(detail, table=table, version=version)
-
-
-async def read_body(request: Request) -> bytes:
-    """A small body, complete."""
-    parts, num_bytes = [], 0
-    async for part in request.stream():
-        parts.append(part)
-        num_bytes += len(part)
-        if num_bytes > MAX_BYTES:
-            raise BodyTooLarge(f"the body has more than {MAX_BYTES:,} bytes, which is the limit here", limit=MAX_BYTES)
-    return b"".join(parts)

@@ -21,10 +21,11 @@ from embstore.common.atomic_files import NUMBER
 from embstore.errors import BadRequest, Conflict, NotReady, ReleaseNotFound, Unprocessable
 from embstore.table import Table
 from server.api.codecs.open_inference import EMBEDDINGS, FOUND, IDS, OFFSETS, WEIGHTS
-from server.api.labels import read_body
+from server.api.labels import MAX_BYTES
 from server.api.schemas import body, problems
 from server.api.tables import check_started
 from server.http.auth import require_admin
+from server.http.body import read_body
 from server.http.problems import clip
 from server.http.routing import MANY
 from server.tables.registry import Registry
@@ -186,14 +187,14 @@ def _add_repository(router: APIRouter, tables: Registry) -> None:
     )
     async def list_repository(request: Request) -> list[RepositoryEntry]:
         """Every model in the store with its versions known here, their states and why; `ready`: those that serve."""
-        ready = _decode(await read_body(request), RepositoryFilter).ready
+        ready = _decode(await read_body(request.stream(), MAX_BYTES), RepositoryFilter).ready
         entries = await run_in_threadpool(_index, tables)
         return [entry for entry in entries if not ready or entry.state == "READY"]
 
     @router.post("/repository/models/{model}/load", **change)
     async def load_model(model: str, request: Request) -> ModelChanged:
         """Look at the store now and serve a table as it stands there; answers when it is served."""
-        parameters = _decode(await read_body(request), ModelChange).parameters or {}
+        parameters = _decode(await read_body(request.stream(), MAX_BYTES), ModelChange).parameters or {}
         if parameters:
             name = clip(next(iter(parameters)))
             raise Unprocessable(f"unsupported load parameter {name} (config overrides are not supported)")
@@ -204,7 +205,7 @@ def _add_repository(router: APIRouter, tables: Registry) -> None:
     @router.post("/repository/models/{model}/unload", **change)
     async def unload_model(model: str, request: Request) -> ModelChanged:
         """Stop serving a table until it is loaded again; answers when it is served no longer."""
-        _decode(await read_body(request), ModelChange)
+        _decode(await read_body(request.stream(), MAX_BYTES), ModelChange)
         _refuse_many(model)
         await run_in_threadpool(tables.unload, model)
         return ModelChanged()

@@ -2,9 +2,9 @@
 
 The event loop reads all requests that have arrived; then those that are complete are answered in a row, for at most
 SLICE_SECONDS, and their replies leave in a row (`server.http.outbox`). Between slices health checks and new requests
-are heard. Work that goes on elsewhere (a thread, a device, Redis) is bounded by `max_concurrency`. When `max_queue`
-requests wait, or what waits holds too many bytes, the next one gets 429; one whose deadline passes while it waits is
-dropped without a lookup (504).
+are heard. Work that goes on elsewhere (a thread, a device, Redis) is bounded by `max_concurrency`. When
+`max_queued_requests` wait, or what waits holds too many bytes, the next one gets 429; one whose deadline passes while
+it waits is dropped without a lookup (504).
 """
 
 from __future__ import annotations
@@ -41,10 +41,20 @@ class Admission:
     """The queue of one event loop."""
 
     def __init__(
-        self, lookups: Lookups, outbox: Outbox, *, max_queue: int, max_concurrency: int, max_waiting_bytes: int
+        self,
+        lookups: Lookups,
+        outbox: Outbox,
+        *,
+        max_queued_requests: int,
+        max_concurrency: int,
+        max_waiting_bytes: int,
     ) -> None:
         self._lookups, self._outbox = lookups, outbox
-        self.max_queue, self.max_concurrency, self.max_waiting_bytes = max_queue, max_concurrency, max_waiting_bytes
+        self.max_queued_requests, self.max_concurrency, self.max_waiting_bytes = (
+            max_queued_requests,
+            max_concurrency,
+            max_waiting_bytes,
+        )
         self._queue: deque[Waiting] = deque()
         self._queued_bytes = 0
         self.arriving_bytes = 0
@@ -69,8 +79,8 @@ class Admission:
     def submit(self, waiting: Waiting) -> None:
         """Queue a complete request, or refuse it."""
         queue = self._queue
-        if len(queue) >= self.max_queue:
-            detail = f"{len(queue):,} requests are queued (max_queue); retry later"
+        if len(queue) >= self.max_queued_requests:
+            detail = f"{len(queue):,} requests are queued (max_queued_requests); retry later"
             return waiting.refuse(Overloaded(detail, retry_after=RETRY_AFTER_SECONDS))
         if not self.has_room(waiting.num_bytes):
             detail = "request memory limit reached (max_waiting_bytes); retry later"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, Mapping
 
 from embstore.errors import BadRequest, BodyTooLarge, EmbstoreError, Overloaded, UnsupportedMediaType
 from server.http.admission import Admission
@@ -63,6 +63,16 @@ class Body:
             self.error = Overloaded("request memory limit reached (max_waiting_bytes); retry later", retry_after=1)
 
 
+async def read_body(parts: AsyncIterable[bytes], limit: int) -> bytes:
+    """The body of a call that FastAPI answers, complete; BodyTooLarge when it has more bytes than `limit`."""
+    body = bytearray()
+    async for part in parts:
+        body += part
+        if len(body) > limit:
+            raise too_large("more than", limit)
+    return bytes(body)
+
+
 def content_length(headers: Mapping[bytes, bytes]) -> int:
     """The length that a request announces, 0 where it announces none."""
     claimed = headers.get(b"content-length", b"")
@@ -79,4 +89,4 @@ def check_head(headers: Mapping[bytes, bytes], limit: int) -> EmbstoreError | No
 
 def too_large(how: str, limit: int) -> BodyTooLarge:
     """What to raise for a body over the limit."""
-    return BodyTooLarge(f"the body has {how} {limit:,} bytes, which is the limit (max_body_bytes)", limit=limit)
+    return BodyTooLarge(f"the body has {how} {limit:,} bytes, which is the limit", limit=limit)

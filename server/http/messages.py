@@ -19,7 +19,7 @@ MAX_TIMEOUT_MS = 24 * 3_600_000
 
 
 class Request:
-    """One complete call of the request street."""
+    """One complete lookup call."""
 
     __slots__ = ("began", "body", "deadline", "headers", "id", "method", "route", "started")
 

@@ -18,7 +18,7 @@ PROBES = ("livez", "readyz", "startupz")
 
 
 class Route(NamedTuple):
-    """A call of the request street, as its path says it."""
+    """A lookup call or probe, as its path says it."""
 
     kind: str
     table: str = ""
@@ -53,7 +53,7 @@ class Routes:
 
 
 def parse(url: bytes) -> Route | None:
-    """The route of a request target; None when it is no call of the request street."""
+    """The route of a request target; None when it is neither a lookup nor a probe."""
     try:
         parsed = httptools.parse_url(url)
     except httptools.HttpParserInvalidURLError:

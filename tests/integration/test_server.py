@@ -110,7 +110,7 @@ def test_octet_vectors_are_the_modules(server: ServerProcess, scheme: str, kind:
     assert reply.content == expected(scheme, ROWS).tobytes()
 
 
-def test_a_large_batch_takes_the_same_street(server: ServerProcess) -> None:
+def test_a_large_batch_is_answered_the_same_way(server: ServerProcess) -> None:
     """Tens of thousands of ids, looked up in a thread, give the same vectors as one by one."""
     rows = np.random.default_rng(0).integers(0, NUM, 60_000)
     with EmbeddingClient(server.url, timeout_s=30) as client:

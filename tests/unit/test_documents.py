@@ -75,13 +75,9 @@ def test_every_page_is_linked() -> None:
 @pages
 def test_named_files_exist(page: Path) -> None:
     """A path of the source tree that a page names is there; `{a,b}` stands for each, `*` for some."""
-    missing = []
-    for _, line in outside_fences(page):
-        for code in re.findall(r"`([^`]+)`", line):
-            for path in _PATH.findall(code):
-                if not all(any(ROOT.glob(one.rstrip("/"))) for one in _spelt_out(path)):
-                    missing.append(path)
-    assert missing == []
+    code = [code for _, line in outside_fences(page) for code in re.findall(r"`([^`]+)`", line)]
+    named = [one.rstrip("/") for path in _PATH.findall("\n".join(code)) for one in _spelt_out(path)]
+    assert [path for path in named if not any(ROOT.glob(path))] == []
 
 
 @pytest.mark.parametrize("name", FLOWS)

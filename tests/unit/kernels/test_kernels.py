@@ -1,6 +1,6 @@
 """Compiled loops at the edges: batches around the pipeline's depth, unaligned ids, special numbers, huge tables.
 
-That every scheme's loop computes its scheme's formula is for tests/contract/test_scheme_lookup.py.
+That every scheme's loop computes its scheme's formula is the business of tests/contract/test_scheme_lookup.py.
 """
 
 from __future__ import annotations
