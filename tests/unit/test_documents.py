@@ -10,6 +10,10 @@ from urllib.parse import unquote
 import pytest
 from support.documents import PAGES, ROOT, blocks, outside_fences
 
+from server.http.problems import KINDS
+from server.metrics.families import FAMILIES, SCRAPED
+from server.settings import PREFIX, Settings
+
 MAX_WIDTH, MAX_README = 120, 150
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _PATH = re.compile(
@@ -17,6 +21,10 @@ _PATH = re.compile(
 )
 _GENERATED = "<!-- Made by "
 _ROW = re.compile(r"^\| `([\w/]+\.py)` \| ((?:`[\w.]+`(?:, )?)+) \|", re.MULTILINE)
+OTHER_NAMES = {"embstore_client", "embstore_api_client"}
+"""What begins like a metric: packages."""
+OTHER_VARIABLES = {"config", "data", "api_key"}
+"""Not of the server: the file of settings, where data sets are, the key of `embstore lookup`."""
 FLOWS = ["how-a-request-flows.md", "how-a-publish-flows.md"]
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -90,6 +98,24 @@ def test_functions_of_a_flow_exist(name: str) -> None:
         defined = _defined(ROOT / path) if (ROOT / path).exists() else set()
         missing += [f"{path}: {one}" for one in re.findall(r"`([\w.]+)`", functions) if one not in defined]
     assert missing == []
+
+
+def test_every_error_is_in_the_reference() -> None:
+    """The HTTP reference lists each code that the server answers with, and its status."""
+    listed = re.findall(
+        r"^\| `(\w+)` \| (\d{3}) \|", (ROOT / "docs" / "reference" / "http.md").read_text(), re.MULTILINE
+    )
+    assert {code: int(status) for code, status in listed} == {code: kind.status for code, kind in KINDS.items()}
+
+
+@pages
+def test_named_metrics_and_settings_exist(page: Path) -> None:
+    """A metric that a page names is one of the server's, and so is a setting by its environment variable."""
+    text = page.read_text()
+    metrics = {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in re.findall(r"\bembstore_[a-z_]+", text)}
+    assert metrics - {*FAMILIES, *SCRAPED} <= OTHER_NAMES
+    variables = {name.removeprefix(PREFIX).lower() for name in re.findall(rf"\b{PREFIX}[A-Z_]+[A-Z]\b", text)}
+    assert variables - set(Settings.model_fields) <= OTHER_VARIABLES
 
 
 def _anchors(page: Path) -> set[str]:
