@@ -13,6 +13,10 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+READMES = [
+    ROOT / folder / "README.md" for folder in ("clients/python", "clients/examples/ranker", "benchmarks", "tests/fuzz")
+]
+"""Of parts; their blocks are not run."""
 _FENCE = re.compile(r"^```(\w+)(?: ([^\n]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from support.documents import PAGES, ROOT, blocks, outside_fences
+from support.documents import PAGES, READMES, ROOT, blocks, outside_fences
 
 from server.http.problems import KINDS
 from server.metrics.families import FAMILIES, SCRAPED
@@ -26,7 +26,7 @@ OTHER_NAMES = {"embstore_client", "embstore_api_client"}
 OTHER_VARIABLES = {"config", "data", "api_key"}
 """Not of the server: the file of settings, where data sets are, the key of `embstore lookup`."""
 FLOWS = ["how-a-request-flows.md", "how-a-publish-flows.md"]
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+pages = pytest.mark.parametrize("page", PAGES + READMES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 @pages
