@@ -1,45 +1,23 @@
-"""docs/cookbook.md does what it says: its commands and programs run against a real server and print what is shown."""
+"""The cookbook and the page on Open Inference do what they say, against a server of the store that the cookbook makes.
+
+Commands and programs run as they are, and print what is shown.
+"""
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from support.documents import ROOT, Block, blocks
 from support.serving import ServerProcess, serving
 
-COOKBOOK = Path(__file__).parents[2] / "docs" / "cookbook.md"
+COOKBOOK, OPEN_INFERENCE = ROOT / "docs" / "cookbook.md", ROOT / "docs" / "open-inference.md"
 ADDRESS = "localhost:8000"
-_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-class Block(NamedTuple):
-    """A fenced block of the cookbook, and what the block after it shows as its output."""
-
-    language: str
-    code: str
-    shown: str | None
-    line: int
-
-
-def _blocks() -> list[Block]:
-    """Every block but those of output, in order."""
-    text = COOKBOOK.read_text()
-    fences = list(_FENCE.finditer(text))
-    blocks = []
-    for fence, after in zip(fences, [*fences[1:], None], strict=True):
-        if fence[1] != "text":
-            shown = after[2] if after is not None and after[1] == "text" else None
-            blocks.append(Block(fence[1], fence[2], shown, text.count("\n", 0, fence.start()) + 1))
-    return blocks
-
-
-BLOCKS = _blocks()
-COMMANDS = [block for block in BLOCKS if block.language == "sh"]
+BLOCKS = blocks(COOKBOOK)
+COMMANDS = [block for block in [*BLOCKS, *blocks(OPEN_INFERENCE)] if block.language == "sh"]
 
 
 def _program(language: str) -> Block:
@@ -49,7 +27,7 @@ def _program(language: str) -> Block:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the cookbook's commands run, with the store that its Python makes."""
+    """Where the commands run, with the store that the cookbook's Python makes."""
     path = tmp_path_factory.mktemp("cookbook")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
@@ -77,22 +55,37 @@ def _output(command: list[str], folder: Path, timeout: float = 30.0) -> str:
 
 
 def test_commands_print_what_is_shown(server: ServerProcess, folder: Path) -> None:
-    """Every command of the cookbook, in its order, prints exactly what is shown below it."""
+    """Every command of the pages, in its order, prints exactly what is shown below it."""
     for name in ("bash", "curl", "od", "python3"):
         if shutil.which(name) is None:
             pytest.skip(f"{name} is not installed")
     for block in COMMANDS:
-        assert block.shown is not None, f"cookbook.md line {block.line}: no output is shown"
+        assert block.shown is not None, f"{block}: no output is shown"
         code = _here(block.code, server) if "curl" in block.code else block.code
         printed = _output(["bash", "-euo", "pipefail", "-c", code], folder)
-        assert printed.rstrip("\n") == block.shown.rstrip("\n"), f"cookbook.md line {block.line}"
+        assert printed.rstrip("\n") == block.shown.rstrip("\n"), str(block)
 
 
 def test_every_command_is_found() -> None:
     """No curl command stands in a block that is not run, and none is lost by the parser."""
-    text = COOKBOOK.read_text()
-    assert text.count("\ncurl ") == sum(block.code.count("curl ") for block in COMMANDS) >= 15
+    text = COOKBOOK.read_text() + OPEN_INFERENCE.read_text()
+    assert text.count("\ncurl ") == sum(block.code.count("curl ") for block in COMMANDS) >= 16
     assert {block.language for block in BLOCKS} == {"python", "sh", "ts", "go", "py"}
+
+
+def test_tritonclient_runs_as_shown(server: ServerProcess) -> None:
+    """The Python of the page on Open Inference gets vectors of both tables, from one release, and what is missing."""
+    names: dict[str, object] = {}
+    for block in blocks(OPEN_INFERENCE):
+        if block.language == "python":
+            exec(compile(block.code.replace(ADDRESS, server.url.removeprefix("http://")), str(block), "exec"), names)
+    result, client = names["result"], names["client"]
+    try:
+        assert result.as_numpy("item").tolist()[0] == [3, 3.25, 3.5, 3.75]  # type: ignore[attr-defined]
+        assert result.as_numpy("user").tolist() == [[42, -42]]  # type: ignore[attr-defined]
+        assert result.get_response()["parameters"]["release"] == "2"  # type: ignore[attr-defined]
+    finally:
+        client.close()  # type: ignore[attr-defined]
 
 
 def test_typescript_prints_what_is_shown(server: ServerProcess, folder: Path) -> None:
