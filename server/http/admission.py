@@ -66,8 +66,8 @@ class Admission:
     def admits_at_once(self, began: float, turn: float, num_bytes: int) -> bool:
         """Whether a complete request may be answered without the queue: nothing waits, and the slice is not over.
 
-        began: `perf_counter()`; turn: the event loop's time, which uvloop reads once a turn. Requests that come one at a
-        time never queue; of those that a busy event loop finds waiting together, what does not fit into a slice goes
+        began: `perf_counter()`; turn: the event loop's time, which uvloop reads once a turn. Requests that come one at
+        a time never queue; of those that a busy event loop finds waiting together, what does not fit into a slice goes
         the general way, which lets others be heard in between.
         """
         if self._queue or len(self._tasks) >= self.max_concurrency or not self.has_room(num_bytes):
