@@ -83,6 +83,11 @@ def seeds() -> list[bytes]:
             head = _number(targets.call) + bytes([path, kind, kind])
             found += [head + b"\0\0" + body for body in (*BODIES, INFER)]
             found.append(head + len(INFER_BINARY).to_bytes(2, "big") + INFER_BINARY + TENSORS)
+    bodies = (b"", OCTETS, OCTETS[:-1], BODIES[0], INFER, OCTETS + b"POST /v1/lookup HTTP/1.1\r\n\r\n")
+    for target in range(0, len(targets.TARGETS_OF_CALLS), 3):
+        for line in range(len(targets.HEAD_LINES)):
+            head = _number(targets.known_head) + bytes([target, line, line])
+            found += [head + bytes([at % 3, 40 * at]) + body for at, body in enumerate(bodies)]
     return found
 
 
@@ -120,7 +125,7 @@ def test_changed_seeds_are_answered_or_refused(data: bytes) -> None:
 @given(st.binary(max_size=200))
 @settings(max_examples=500)
 def test_anything_is_answered_or_refused(data: bytes) -> None:
-    """Nor do bytes of no kind at all."""
+    """Bytes of no kind at all are answered or refused, and never crash a decoder."""
     targets.one_input(data)
 
 
