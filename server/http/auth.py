@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -80,12 +81,17 @@ def require_admin(request: Request) -> None:
 def _is_from_here(headers: Mapping[bytes, bytes]) -> bool:
     """False when a call may come through a proxy, or from a web page of somebody else's, open on this machine."""
     host, origin = headers.get(b"host", b"").decode("latin-1"), headers.get(b"origin")
-    try:
-        named = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        named = ""
     foreign = origin is not None and origin.decode("latin-1").partition("://")[2] != host
-    return not foreign and _is_loopback(named) and not any(name in headers for name in _FORWARDED)
+    return not foreign and _names_loopback(host) and not any(name in headers for name in _FORWARDED)
+
+
+@lru_cache(256)
+def _names_loopback(host: str) -> bool:
+    """Whether a Host header names this machine by its loopback address."""
+    try:
+        return _is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
 
 
 def _given(headers: Mapping[bytes, bytes]) -> bytes:
