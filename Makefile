@@ -60,6 +60,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.client_overhead
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.batching
+	$(BIN)/python -m benchmarks.shared_memory
 
 gpu: setup
 	$(BIN)/python -m benchmarks.gpu

@@ -83,7 +83,7 @@ class Server:
             if self.process.poll() is not None:
                 raise EmbstoreError(f"the server ended: {lines[-1] if lines else 'it said nothing'}")
             if not url:
-                url = next((_address(line) for line in lines if '"listening"' in line), "")
+                url = next((found for line in lines if '"listening"' in line and (found := _address(line))), "")
             if url:
                 with suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=5):
                     return url
@@ -145,9 +145,10 @@ def probe(url: str, seconds: float, on: Sequence[int]) -> tuple[float, int]:
 
 
 def _address(line: str) -> str:
+    """The TCP address that a line says it listens on."""
     with suppress(ValueError):
         event = json.loads(line)
-        if event.get("event") == "listening":
+        if event.get("event") == "listening" and str(event["address"]).startswith("http"):
             return str(event["address"])
     return ""
 

@@ -24,6 +24,8 @@ from server.api.lookup import LookupHandler
 from server.api.openapi import document
 from server.api.operations import operations_router
 from server.api.repository import repository_router
+from server.api.shared_memory import Regions
+from server.api.system_shared_memory import shared_memory_router
 from server.api.tables import tables_router
 from server.cache.cached_table import CachedTable
 from server.cache.redis_cache import RedisCache, start_embedded
@@ -106,9 +108,12 @@ class _Parts:
             max_concurrency=settings.max_concurrency,
             max_waiting_bytes=settings.max_waiting_bytes,
         )
-        handler = LookupHandler(self.tables, self.service, metrics.lookups, self.health, keys, buffers, limits)
+        self.regions = Regions(keys, settings.max_shared_memory_bytes, control)
+        handler = LookupHandler(
+            self.tables, self.service, metrics.lookups, self.health, keys, buffers, limits, self.regions
+        )
         services = Services(handler, admission, outbox, buffers, metrics.lookups, limits)
-        api = _api(self.tables, self.service, metrics, keys, self.lifespan)
+        api = _api(self.tables, self.service, metrics, keys, self.regions, self.lifespan)
         self.app = App(api, services, keys, lambda: self.tables.started)
 
     def prepare(self, table: Table, before: Table | None) -> None:
@@ -159,9 +164,10 @@ class _Parts:
             embedded.stop()
 
     async def _sweep(self) -> None:
-        """Look at every connection once a second."""
+        """Look at every connection once a second, and let go of shared memory that is registered no longer."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
+            self.regions.sweep()
             now = time.monotonic()
             for connection in list(self.app.services.connections):
                 try:
@@ -172,7 +178,12 @@ class _Parts:
 
 
 def _api(
-    tables: Registry, service: LookupService, metrics: Metrics, keys: ApiKeys, lifespan: Lifespan[FastAPI]
+    tables: Registry,
+    service: LookupService,
+    metrics: Metrics,
+    keys: ApiKeys,
+    regions: Regions,
+    lifespan: Lifespan[FastAPI],
 ) -> FastAPI:
     """Everything that is not a lookup."""
     api = FastAPI(
@@ -189,6 +200,7 @@ def _api(
     api.include_router(tables_router(tables, service))
     api.include_router(labels_router(tables))
     api.include_router(repository_router(tables))
+    api.include_router(shared_memory_router(regions))
     add_errors(api)
     document(api)
     return api

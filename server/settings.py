@@ -73,6 +73,11 @@ class Settings(BaseSettings):
     max_reply_bytes: int = Field(
         default=64 << 20, ge=1024, description="Maximum size of the vectors of a reply, bytes, counted as float32."
     )
+    max_shared_memory_bytes: int = Field(
+        default=1 << 30,
+        ge=0,
+        description="Maximum size of the shared memory that clients on this host register, bytes; 0 disables it.",
+    )
     inline_ids: int = Field(
         default=8_192,
         ge=0,

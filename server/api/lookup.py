@@ -21,9 +21,10 @@ import structlog
 from embstore.errors import BadRequest, EmbstoreError, NotReady, UnsupportedMediaType
 from embstore.table import Fetched, Floats, Table
 from server.api.codecs import json_body, octet_stream, open_inference
-from server.api.codecs.vectors import JSON, LONG_NUMBERS, OCTET_STREAM
+from server.api.codecs.vectors import JSON, OCTET_STREAM
 from server.api.planned import PlannedRows, is_plain
 from server.api.query import Answer, Call, Encoded, Query, check_limits, resolve
+from server.api.shared_memory import Regions
 from server.http.admission import RETRY_AFTER_SECONDS
 from server.http.auth import ApiKeys
 from server.http.buffer_pool import Buffers
@@ -76,9 +77,10 @@ class LookupHandler:
         keys: ApiKeys,
         buffers: Buffers,
         limits: Limits,
+        regions: Regions,
     ) -> None:
         self.tables, self.service, self.lookups, self.health = tables, service, lookups, health
-        self.keys, self.buffers, self.limits = keys, buffers, limits
+        self.keys, self.buffers, self.limits, self.regions = keys, buffers, limits, regions
         prefix = secrets.token_hex(4).encode()
         self.new_request_id = (b"%s-%x" % (prefix, n) for n in itertools.count(1)).__next__
         self._until_sample = 1
@@ -98,7 +100,7 @@ class LookupHandler:
             if request.route.wrong:
                 raise BadRequest(request.route.wrong)
             request.check_deadline()
-            call = _decode(request, self.limits)
+            call = _decode(request, self.limits, self.regions)
             release, tables = resolve(call, self._snapshot())
             check_limits(call.queries, tables, self.limits)
             lookup = _Lookup(request, call, release, tables, perf_counter(), [], [])
@@ -283,11 +285,11 @@ def media_type(headers: Mapping[bytes, bytes]) -> str:
     return given.partition(b";")[0].strip().lower().decode("latin-1")
 
 
-def _decode(request: Request, limits: Limits) -> Call:
+def _decode(request: Request, limits: Limits, regions: Regions) -> Call:
     """What a request asks, by the codec of its route and media type."""
     kind = request.route.kind
     if kind == INFER:
-        return open_inference.decode(request, limits)
+        return open_inference.decode(request, limits, regions)
     given = media_type(request.headers)
     if kind == LOOKUP_MANY:
         if given == JSON:
@@ -301,9 +303,9 @@ def _decode(request: Request, limits: Limits) -> Call:
 
 
 def _takes_long(call: Call, tables: dict[str, Table]) -> bool:
-    """Whether writing the vectors as text would hold the event loop up."""
+    """Whether encoding the vectors would hold the event loop up."""
 
     def size(query: Query) -> int:
         return query.num_rows * tables[query.table].embedding_dim
 
-    return call.as_text and sum(map(size, call.queries)) > LONG_NUMBERS
+    return call.inline_numbers is not None and sum(map(size, call.queries)) > call.inline_numbers

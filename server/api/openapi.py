@@ -20,6 +20,7 @@ from server.api.codecs.vectors import DTYPES
 from server.api.labels import LabelMove
 from server.api.repository import ModelChange, RepositoryFilter
 from server.api.schemas import ERRORS, MODELS, REF, content, problems, ref
+from server.api.system_shared_memory import Registration
 from server.http.messages import MAX_TIMEOUT_MS
 from server.http.problems import KINDS
 
@@ -39,7 +40,7 @@ _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "Required where the server has API keys."},
     "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key in another place."},
 }
-_BODIES = (LookupBody, ManyBody, LabelMove, RepositoryFilter, ModelChange)
+_BODIES = (LookupBody, ManyBody, LabelMove, RepositoryFilter, ModelChange, Registration)
 """What decodes bodies; a name that ends in Body has none of that in the document."""
 _ENUMS: dict[str, Any] = {
     "OnMissing": {
@@ -83,6 +84,7 @@ _PARAMETERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "version": ("path", {"type": "integer", "minimum": 1}, "A loaded version."),
     "label": ("path", TEXT, "A label of the table."),
     "release": ("path", TEXT, "A loaded release."),
+    "region": ("path", TEXT, "Name of a region of shared memory."),
     "model": ("path", TEXT, "Name of a table; `embstore` for many tables at once."),
     # no defaults here: generated clients would send them with JSON bodies, which have their own
     "on_missing": ("query", ref("OnMissing"), "For octet-stream bodies; JSON has it in the body."),

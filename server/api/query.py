@@ -113,8 +113,8 @@ class Call:
     encode: Encoder
     protocol: str
     """How the reply is written, one of `server.metrics.recorder.PROTOCOLS`."""
-    as_text: bool = False
-    """Vectors go as decimal text, which takes a while where there are many."""
+    inline_numbers: int | None = None
+    """Vectors of more numbers than this are encoded in a thread; None: encoding them takes no time."""
     version: int | None = None
     label: str | None = None
     release: str | None = None

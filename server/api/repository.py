@@ -30,7 +30,7 @@ from server.http.problems import clip
 from server.http.routing import MANY
 from server.tables.registry import Registry
 
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "parameters")
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "parameters", "system_shared_memory")
 State = Literal["LOADING", "READY", "UNAVAILABLE"]
 _STATES: dict[str, State] = {"loading": "LOADING", "ready": "READY", "failed": "UNAVAILABLE"}
 _problems = partial(problems, model="InferProblem")

@@ -54,7 +54,8 @@ class ManyLookupReply(BaseModel):
 
 class InferParameters(BaseModel):
     """`on_missing`, `pooling`, `dtype`, `timeout` in microseconds, `binary_data_output`; of a tensor `binary_data` and
-    `binary_data_size`; in replies `release`, `version` and `missing`."""
+    `binary_data_size`, or `shared_memory_region`, `shared_memory_byte_size` and `shared_memory_offset`; in replies
+    `release`, `version` and `missing`."""
 
     model_config = ConfigDict(extra="allow")
 

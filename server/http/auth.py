@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -49,13 +50,26 @@ class ApiKeys:
                     "admin calls are disabled: the server is bound to a non-loopback address and "
                     "admin_keys_file is not set"
                 )
-            _check_no_page(headers)
+            if not _is_from_here(headers):
+                raise Forbidden(
+                    "admin calls without admin_keys_file are accepted only from loopback "
+                    "(Host must be localhost, no forwarding headers)"
+                )
             self.check(headers)
             return
         given = _given(headers)
         _check_known([*self._any, *self._admin], given, "admin API key")
         if not _holds(self._admin, given):
             raise Forbidden("admin API key required (keys are listed in admin_keys_file)")
+
+    def check_local(self, headers: Mapping[bytes, bytes]) -> None:
+        """Forbidden unless a program on this machine calls: for calls that use its memory."""
+        if not self._local:
+            raise Forbidden("shared memory is disabled: the server is bound to a non-loopback address")
+        if not _is_from_here(headers):
+            raise Forbidden(
+                "shared memory is accepted only from loopback (Host must be localhost, no forwarding headers)"
+            )
 
 
 def require_admin(request: Request) -> None:
@@ -64,19 +78,20 @@ def require_admin(request: Request) -> None:
     keys.check_admin(dict(request.scope["headers"]), over_uds=request.scope.get("over_uds", False))
 
 
-def _check_no_page(headers: Mapping[bytes, bytes]) -> None:
-    """Forbidden when the call may come through a proxy, or from a web page of somebody else's, open on this machine."""
+def _is_from_here(headers: Mapping[bytes, bytes]) -> bool:
+    """False when a call may come through a proxy, or from a web page of somebody else's, open on this machine."""
     host, origin = headers.get(b"host", b"").decode("latin-1"), headers.get(b"origin")
-    try:
-        named = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        named = ""
     foreign = origin is not None and origin.decode("latin-1").partition("://")[2] != host
-    if foreign or not _is_loopback(named) or any(name in headers for name in _FORWARDED):
-        raise Forbidden(
-            "admin calls without admin_keys_file are accepted only from loopback "
-            "(Host must be localhost, no forwarding headers)"
-        )
+    return not foreign and _names_loopback(host) and not any(name in headers for name in _FORWARDED)
+
+
+@lru_cache(256)
+def _names_loopback(host: str) -> bool:
+    """Whether a Host header names this machine by its loopback address."""
+    try:
+        return _is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
 
 
 def _given(headers: Mapping[bytes, bytes]) -> bytes:

@@ -33,6 +33,7 @@ CALLS = {
     "open_inference": {
         *("infer", "infer_version", "list_repository", "load_model", "unload_model"),
         *("server_live", "server_ready", "show_server"),
+        *("list_regions", "show_region", "register_region", "unregister_region", "unregister_all_regions"),
         *(f"show_{what}{of}" for what in ("model", "ready", "config") for of in ("", "_version")),
     },
     "operations": {"livez", "readyz", "startupz", "show_metrics"},

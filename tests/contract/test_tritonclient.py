@@ -75,7 +75,9 @@ def test_the_server_and_its_models(server: ServerProcess) -> None:
         assert client.is_server_ready()
         about = client.get_server_metadata()
         assert (about["name"], about["version"]) == ("embstore", embstore.__version__)
-        assert about["extensions"] == ["binary_tensor_data", "model_configuration", "model_repository", "parameters"]
+        assert about["extensions"] == [
+            *("binary_tensor_data", "model_configuration", "model_repository", "parameters", "system_shared_memory")
+        ]
         assert client.is_model_ready("item")
         assert client.is_model_ready("item", "1")
         assert client.is_model_ready("embstore")
@@ -269,7 +271,7 @@ def test_refusals_say_what_was_wrong(server: ServerProcess) -> None:
             (lambda: client.infer("item", [ids], model_version="x"), "400", "'x' is not a version number"),
             (lambda: client.infer("item", [tensor("id", ROWS)]), "400", "needs an input 'ids'"),
             (lambda: client.infer("tag", [ids]), "422", "table 'tag' has string ids; input 'ids'[0] is"),
-            (lambda: client.infer("item", [shared]), "422", "shared memory is not supported"),
+            (lambda: client.infer("item", [shared]), "404", "no shared memory region named 'region'"),
             (lambda: client.infer("item", [ids], request_compression_algorithm="gzip"), "415", "Content-Encoding"),
             (lambda: client.infer("item", [ids], timeout=1), "504", "timeout"),
             (lambda: client.infer("item", [tensor("ids", ROWS + NUM)], parameters=ERROR), "422", f"id {NUM + 3}"),
@@ -279,7 +281,7 @@ def test_refusals_say_what_was_wrong(server: ServerProcess) -> None:
             (lambda: client.get_inference_statistics("item"), "404", "not supported"),
             (lambda: client.get_trace_settings(), "404", "not supported"),
             (lambda: client.get_log_settings(), "404", "not supported"),
-            (lambda: client.get_system_shared_memory_status(), "404", "not supported"),
+            (lambda: client.get_cuda_shared_memory_status(), "404", "not supported"),
             (lambda: client.load_model("nobody"), "404", "no table named 'nobody'"),
             (lambda: client.unload_model("embstore"), "409", "all tables together"),
             (lambda: client.load_model("item", config="{}"), "422", "parameter 'config'"),

@@ -24,6 +24,7 @@ from embstore.errors import EmbstoreError
 from embstore.table import Table
 from server.api.codecs import json_body, octet_stream, open_inference, tensors
 from server.api.lookup import LookupHandler
+from server.api.shared_memory import Access, Regions
 from server.http import routing
 from server.http.admission import Admission
 from server.http.auth import ApiKeys
@@ -66,6 +67,9 @@ LIMITS = Limits(
 )
 
 
+KEYS = ApiKeys([], [], host="127.0.0.1")
+
+
 @cache
 def handler() -> LookupHandler:
     """The lookup handler over those tables, with small limits, and nothing in front of it."""
@@ -78,7 +82,7 @@ def handler() -> LookupHandler:
     service = LookupService(inline_ids=1 << 20, num_threads=1)
     here: Any = SimpleNamespace(snapshot=snapshot, started=True)
     health: Any = SimpleNamespace(answer=lambda _: (200, b"{}"), draining=False)
-    return LookupHandler(here, service, lookups, health, ApiKeys([], [], host="127.0.0.1"), Buffers(), LIMITS)
+    return LookupHandler(here, service, lookups, health, KEYS, Buffers(), LIMITS, Regions(KEYS, 0))
 
 
 def request_of(route: Route, body: bytes, headers: dict[bytes, bytes] | None = None) -> Request:
@@ -116,13 +120,14 @@ def infer_body(data: bytes) -> None:
     """Tensors have the elements they say; the first two bytes are the length of the JSON, 0xffff for none given."""
     length = int.from_bytes(data[:2], "big")
     headers = {} if length == 0xFFFF else {b"inference-header-content-length": b"%d" % length}
-    decoded = tensors.decode_infer(headers, data[2:], MAX_IDS)
+    regions = Regions(KEYS, 0)
+    decoded = tensors.decode_infer(headers, data[2:], MAX_IDS, Access(regions, headers, MAX_IDS).read)
     for name, tensor in decoded.inputs.items():
         assert len(tensor.values) <= MAX_IDS
-        for read in (tensors.int64s, tensors.floats):
+        for read in (open_inference.int64s, open_inference.floats):
             refused_or(read, name, tensor)
     for model in ("dense", "named", routing.MANY):
-        refused_or(open_inference.decode, request_of(Route(INFER, model), data[2:], headers), LIMITS)
+        refused_or(open_inference.decode, request_of(Route(INFER, model), data[2:], headers), LIMITS, regions)
 
 
 def url(data: bytes) -> None:

@@ -18,6 +18,7 @@ import embstore
 from embstore.table import Fetched, Table
 from server.api.codecs.tensors import DTYPES
 from server.api.lookup import LookupHandler
+from server.api.shared_memory import Regions
 from server.http.auth import ApiKeys
 from server.http.buffer_pool import Buffers
 from server.http.limits import Limits
@@ -135,6 +136,7 @@ def answer(
     service: Service | None = None,
     counts: Counts | None = None,
     max_reply_bytes: int = 1 << 20,
+    regions: Regions | None = None,
 ) -> Reply:
     """What the lookup handler answers; a refusal is raised."""
     limits = Limits(
@@ -148,13 +150,15 @@ def answer(
     )
     here: Any = SimpleNamespace(snapshot=snapshot, started=True)
     health: Any = SimpleNamespace(draining=False)
+    keys = ApiKeys([], [], host="127.0.0.1")
     parts: Any = (
         service or Service(),
         counts or Counts(),
         health,
-        ApiKeys([], [], host="127.0.0.1"),
+        keys,
         Buffers(),
         limits,
+        regions or Regions(keys, 0),
     )
     request = Request(b"POST", Route(INFER, model, version), headers, body, b"1", time.perf_counter())
     reply = _Raising(here, *parts).answer(request)

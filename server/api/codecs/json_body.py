@@ -14,6 +14,7 @@ from embstore.pooling import Bags
 from server.api.codecs import octet_stream
 from server.api.codecs.vectors import (
     JSON,
+    LONG_NUMBERS,
     OCTET_STREAM,
     PLACEHOLDER,
     TEXT_DTYPES,
@@ -70,7 +71,7 @@ def decode_one(request: Request, limits: Limits) -> Call:  # noqa: ARG001
         value = _table(answers[0], body.found, texts)
         return Encoded(vectors_head(JSON, answers[0], release), encode_json(value, texts))
 
-    return Call([query], encode, PROTOCOL, as_text=True, **pin)
+    return Call([query], encode, PROTOCOL, inline_numbers=LONG_NUMBERS, **pin)
 
 
 def decode_many(request: Request, limits: Limits) -> Call:  # noqa: ARG001
@@ -89,7 +90,7 @@ def decode_many(request: Request, limits: Limits) -> Call:  # noqa: ARG001
         head = b"content-type: application/json\r\n" + release_head(release)
         return Encoded(head, encode_json({"release": release, "tables": tables}, texts))
 
-    return Call(queries, encode, PROTOCOL, as_text=True, release=request.route.release)
+    return Call(queries, encode, PROTOCOL, inline_numbers=LONG_NUMBERS, release=request.route.release)
 
 
 def _refuse_query_string(query: bytes) -> None:

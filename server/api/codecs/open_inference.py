@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embstore.errors import BadRequest, ConfigError, DataError, DeadlineExceeded, Unprocessable, WrongDtype
 from embstore.pooling import Bags
@@ -27,11 +28,11 @@ from server.api.codecs.tensors import (
     Tensor,
     decode_infer,
     encode_infer,
-    floats,
-    int64s,
 )
-from server.api.codecs.vectors import check_on_missing, encode_rows, json_vectors
+from server.api.codecs.vectors import LONG_NUMBERS, check_on_missing, encode_rows, json_vectors
 from server.api.query import Answer, Call, Encoded, Query
+from server.api.shared_memory import Access, Regions
+from server.api.shared_objects import Window, check_apart, write_all
 from server.http.limits import Limits
 from server.http.messages import Request
 from server.http.problems import clip
@@ -40,17 +41,21 @@ from server.http.routing import MANY
 IDS, OFFSETS, WEIGHTS, EMBEDDINGS, FOUND = "ids", "offsets", "weights", "embeddings", "found"
 PROTOCOL = "open-inference"
 DTYPES = {"float32": "float32", "FP32": "float32", "float16": "float16", "FP16": "float16"}
+_INT64_MAX = (1 << 63) - 1
 DATATYPES = {"float32": "FP32", "float16": "FP16"}
+MANY_NUMBERS = 1 << 18
+"""Copying this many floats to shared memory takes a fraction of a millisecond: more are copied in a thread."""
 
 
-def decode(request: Request, limits: Limits) -> Call:
+def decode(request: Request, limits: Limits, regions: Regions) -> Call:
     """What `POST /v2/models/{model}[/versions/{n}]/infer` asks, of one table or of the model `embstore`."""
-    asks = decode_infer(request.headers, request.body, limits.max_ids)
+    memory = Access(regions, request.headers, limits.max_body_bytes)
+    asks = decode_infer(request.headers, request.body, limits.max_ids, memory.read)
     _apply_timeout(request, asks.parameters.get("timeout"))
-    return (_many if request.route.table == MANY else _one)(request, asks)
+    return (_many if request.route.table == MANY else _one)(request, asks, memory)
 
 
-def _one(request: Request, asks: InferRequest) -> Call:
+def _one(request: Request, asks: InferRequest, memory: Access) -> Call:
     """A model that is one table."""
     route = request.route
     if IDS not in asks.inputs:
@@ -64,12 +69,13 @@ def _one(request: Request, asks: InferRequest) -> Call:
             raise _no_output(output.name, route.table, (EMBEDDINGS, FOUND))
     sources = [(0, output.name == FOUND) for output in outputs]
     dtypes = [_dtype(asks, output, "") for output in outputs]
-    encode = partial(_encode, asks.id, outputs, sources, dtypes, many=False)
+    windows = _windows(outputs, memory)
+    encode = partial(_encode, asks.id, outputs, sources, dtypes, windows, many=False)
     query = _query(asks, route.table, IDS, "")
-    return Call([query], encode, PROTOCOL, _has_text(outputs), version=route.version)
+    return Call([query], encode, PROTOCOL, _inline_numbers(outputs), version=route.version)
 
 
-def _many(request: Request, asks: InferRequest) -> Call:
+def _many(request: Request, asks: InferRequest, memory: Access) -> Call:
     """The model that is all tables together."""
     if asks.raw:
         raise BadRequest(
@@ -92,10 +98,12 @@ def _many(request: Request, asks: InferRequest) -> Call:
         for output in outputs
     ]
     dtypes = [_dtype(asks, output, f"{output.name}.") for output in outputs]
-    encode = partial(_encode, asks.id, outputs, sources, dtypes, many=True)
+    windows = _windows(outputs, memory)
+    encode = partial(_encode, asks.id, outputs, sources, dtypes, windows, many=True)
     queries = [_query(asks, name, name, f"{name}.") for name in names]
     version = request.route.version
-    return Call(queries, encode, PROTOCOL, _has_text(outputs), release=None if version is None else str(version))
+    release = None if version is None else str(version)
+    return Call(queries, encode, PROTOCOL, _inline_numbers(outputs), release=release)
 
 
 def _query(asks: InferRequest, table: str, name: str, prefix: str) -> Query:
@@ -130,6 +138,28 @@ def _bags(
         raise Unprocessable(str(error), table=table) from error
 
 
+def int64s(name: str, tensor: Tensor) -> NDArray[np.int64]:
+    """An input of any integer type as int64 [N]."""
+    datatype, values = tensor
+    if datatype == "INT64":
+        return values  # type: ignore[return-value]
+    if isinstance(values, list) or values.dtype.kind == "f":
+        raise Unprocessable(f"input {clip(name)} is {datatype}: send INT64, or another integer type")
+    if datatype == "UINT64" and values.size and int(values.max()) > _INT64_MAX:
+        at = int(np.argmax(values > _INT64_MAX))
+        raise BadRequest(
+            f"input {clip(name)}: element {at} is {values[at]}, which does not fit a signed 64-bit integer"
+        )
+    return values.astype(np.int64)
+
+
+def floats(name: str, tensor: Tensor) -> NDArray[Any]:
+    """An input of numbers [N]."""
+    if isinstance(tensor.values, list):
+        raise Unprocessable(f"input {clip(name)} is {BYTES}: send FP32")
+    return tensor.values
+
+
 def _apply_timeout(request: Request, timeout: object) -> None:
     """The protocol's own deadline: parameter `timeout`, in microseconds."""
     if not timeout:
@@ -156,8 +186,20 @@ def _dtype(asks: InferRequest, output: OutputRequest, prefix: str) -> str:
     return dtype
 
 
-def _has_text(outputs: Sequence[OutputRequest]) -> bool:
-    return not all(output.binary for output in outputs)
+def _inline_numbers(outputs: Sequence[OutputRequest]) -> int | None:
+    """How many numbers of these outputs take no time to encode."""
+    if not all(output.binary for output in outputs):
+        return LONG_NUMBERS
+    return MANY_NUMBERS if any(output.place is not None for output in outputs) else None
+
+
+def _windows(outputs: Sequence[OutputRequest], memory: Access) -> list[Window | None]:
+    """Where each output goes in shared memory; None where it goes into the reply."""
+    windows = [
+        None if output.place is None else memory.find(output.place, f"output {clip(output.name)}") for output in outputs
+    ]
+    check_apart(window for window in windows if window is not None)
+    return windows
 
 
 def _encode(
@@ -165,6 +207,7 @@ def _encode(
     outputs: Sequence[OutputRequest],
     sources: Sequence[tuple[int, bool]],
     dtypes: Sequence[str],
+    windows: Sequence[Window | None],
     answers: list[Answer],
     release: str | None,
     *,
@@ -174,10 +217,11 @@ def _encode(
     encoded = []
     for output, (at, is_found), dtype in zip(outputs, sources, dtypes, strict=True):
         answer = answers[at]
-        one = _found(output, answer) if is_found else _vectors(output, dtype, answer)
+        one = (_found(output, answer) if is_found else _vectors(output, dtype, answer))._replace(place=output.place)
         if many and not is_found:
             one = one._replace(parameters={"version": answer.table.version, "missing": answer.fetched.missing})
         encoded.append(one)
+    write_all((window, one.data) for window, one in zip(windows, encoded, strict=True) if window is not None)
     if many:
         return encode_infer(MANY, release or "", request_id, encoded, {} if release is None else {"release": release})
     table = answers[0].table

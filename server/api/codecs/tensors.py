@@ -2,7 +2,8 @@
 
 A request is a JSON object, after which the bytes of its binary inputs may follow in the order of the inputs; the
 header `Inference-Header-Content-Length` says where the JSON ends. 0 there means no JSON at all: the body is one
-input. Replies are built the same way. What is asked for is checked before memory is taken for it.
+input. Replies are built the same way. What is asked for is checked before memory is taken for it. A tensor may be in
+shared memory instead.
 """
 
 # Shapes: N elements of a tensor.
@@ -10,7 +11,7 @@ input. Replies are built the same way. What is asked for is checked before memor
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from embstore.errors import BadRequest, TooManyIds, Unprocessable
 from server.api.codecs.vectors import PLACEHOLDER, encode_json
+from server.api.places import Place, place_of
 from server.api.query import Encoded
 from server.http.problems import clip
 
@@ -40,9 +42,9 @@ _DTYPES = {
 DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(code) for name, code in _DTYPES.items()}
 """Datatypes of inputs beside BYTES: what ids, offsets and weights may come as."""
 RAW_INPUT = "ids"
-_INT64_MAX = (1 << 63) - 1
 _MAX_RANK = 2
 KEPT_HEADS, KEPT_HEAD_BYTES = 1024, 1024
+_SHARED = b'"shared_memory_region"'
 _length = struct.Struct("<I").unpack_from
 
 
@@ -59,6 +61,8 @@ class OutputRequest(NamedTuple):
     name: str
     binary: bool
     parameters: Mapping[str, Any]
+    place: Place | None = None
+    """Where it is written in shared memory."""
 
 
 class InferRequest(NamedTuple):
@@ -85,6 +89,8 @@ class Output(NamedTuple):
     data: Any
     binary: bool
     parameters: Mapping[str, str | int] = {}
+    place: Place | None = None
+    """Where its bytes are in shared memory: they are not in the reply then."""
 
 
 class _Input(msgspec.Struct):
@@ -119,8 +125,13 @@ def _decoders(kind: Any) -> tuple[msgspec.json.Decoder[Any], msgspec.json.Decode
 _INTEGERS, _FLOATS, _STRINGS = _decoders(int), _decoders(float), _decoders(str)
 
 
-def decode_infer(headers: Mapping[bytes, bytes], body: bytes, max_elements: int) -> InferRequest:
-    """What an infer request says; BadRequest, Unprocessable or TooManyIds names the input that is wrong."""
+def decode_infer(
+    headers: Mapping[bytes, bytes], body: bytes, max_elements: int, read: Callable[[Place, str], bytes]
+) -> InferRequest:
+    """What an infer request says; BadRequest, Unprocessable or TooManyIds names the input that is wrong.
+
+    read: gives the bytes of an input that is in shared memory, from its place and what to call it in an error.
+    """
     length = _head_length(headers, body)
     if length == 0:
         if len(body) // 8 > max_elements:
@@ -129,29 +140,37 @@ def decode_infer(headers: Mapping[bytes, bytes], body: bytes, max_elements: int)
             raise BadRequest(f"the body has {len(body):,} bytes; without JSON it is int64 ids, 8 bytes each")
         return InferRequest(None, {RAW_INPUT: Tensor("INT64", np.frombuffer(body, "<i8"))}, None, {}, True, raw=True)
     if length is None:
-        head, at = _read_head(body, max_elements), len(body)
+        known = len(body) <= KEPT_HEAD_BYTES and _SHARED in body
+        head, at = (_kept_head if known else _read_head)(body, max_elements), len(body)
     elif length <= KEPT_HEAD_BYTES:
         head, at = _kept_head(body[:length], max_elements), length
     else:
         head, at = _read_head(memoryview(body)[:length], max_elements), length
     inputs: dict[str, Tensor] = {}
-    for given, size in head.inputs:
-        if size is None:
+    for given, source in head.inputs:
+        if source is None:
             inputs[given.name] = _from_json(given, given.shape[0])
-            continue
-        _check_left(given, size, len(body) - at)
-        inputs[given.name] = _from_bytes(given, body[at : at + size], given.shape[0])  # a copy, for its alignment
-        at += size
+        elif isinstance(source, Place):
+            inputs[given.name] = _from_bytes(given, read(source, f"input {clip(given.name)}"), given.shape[0])
+        else:
+            _check_left(given, source, len(body) - at)
+            data = body[at : at + source]  # a copy, for its alignment
+            inputs[given.name] = _from_bytes(given, data, given.shape[0])
+            at += source
     if at != len(body):
         raise BadRequest(f"{len(body) - at:,} bytes follow the last input: their sizes do not add up to the body")
     return InferRequest(head.id, inputs, head.outputs, head.parameters, head.binary)
 
 
+_Source = int | Place | None
+"""Where the data of an input is: in so many bytes after the JSON, in shared memory, or (None) in the JSON itself."""
+
+
 class _Checked(NamedTuple):
-    """A head without a fault of its own: inputs with their bytes of binary data, and what InferRequest says."""
+    """A head without a fault of its own: inputs with their sources, and what InferRequest says."""
 
     id: str | None
-    inputs: list[tuple[_Input, int | None]]
+    inputs: list[tuple[_Input, _Source]]
     outputs: list[OutputRequest] | None
     parameters: Mapping[str, Any]
     binary: bool
@@ -163,12 +182,12 @@ def _read_head(text: bytes | memoryview, max_elements: int) -> _Checked:
         head = _head.decode(text)
     except _UNREADABLE as error:
         raise BadRequest(f"body: {error}") from error
-    inputs: dict[str, tuple[_Input, int | None]] = {}
+    inputs: dict[str, tuple[_Input, _Source]] = {}
     for given in head.inputs:
         if given.name in inputs:
             raise BadRequest(f"input {clip(given.name)} is given twice")
         _check_shape(given, max_elements)
-        inputs[given.name] = given, _binary_size(given)
+        inputs[given.name] = given, _source(given)
     parameters = head.parameters or {}
     binary = _flag(parameters.get("binary_data_output"), "parameter binary_data_output", False)
     outputs = None if not head.outputs else _asked(head.outputs, binary)
@@ -176,7 +195,7 @@ def _read_head(text: bytes | memoryview, max_elements: int) -> _Checked:
 
 
 _kept_head = lru_cache(KEPT_HEADS)(_read_head)
-"""With binary data a head says the same in every request of as many ids: it is read once."""
+"""With binary data, or data in shared memory, a head says the same in every request of as many ids: it is read once."""
 
 
 def _head_length(headers: Mapping[bytes, bytes], body: bytes) -> int | None:
@@ -205,12 +224,16 @@ def _too_many(name: str, num_elements: int, limit: int) -> TooManyIds:
     return TooManyIds(f"input {clip(name)} has {num_elements:,} elements; the limit is {limit:,}", limit=limit)
 
 
-def _binary_size(given: _Input) -> int | None:
-    """Bytes of an input's binary data; None where its data is JSON."""
-    size = (given.parameters or {}).get("binary_data_size")
+def _source(given: _Input) -> _Source:
+    """Where an input's data is; BadRequest when it says two things."""
+    name, parameters = clip(given.name), given.parameters or {}
+    size, place = parameters.get("binary_data_size"), place_of(parameters, f"input {name}")
+    if place is not None:
+        if size is not None or bytes(given.data):
+            raise BadRequest(f"input {name} has data beside its shared memory: send one of them")
+        return place
     if size is None:
         return None
-    name = clip(given.name)
     if type(size) is not int or size < 0:
         raise BadRequest(f"input {name}: binary_data_size must be a number of bytes, got {clip(repr(size))}")
     if bytes(given.data):
@@ -236,7 +259,7 @@ def _from_bytes(given: _Input, data: bytes, num_elements: int) -> Tensor:
     if len(data) != num_elements * dtype.itemsize:
         raise BadRequest(
             f"input {name}: shape {given.shape} of {given.datatype} takes {num_elements * dtype.itemsize:,} bytes, "
-            f"binary_data_size is {len(data):,}"
+            f"its data has {len(data):,}"
         )
     return Tensor(given.datatype, np.frombuffer(data, dtype))
 
@@ -263,9 +286,7 @@ def _split(name: str, data: bytes, num_elements: int) -> list[str]:
 
 def _from_json(given: _Input, num_elements: int) -> Tensor:
     """An input from the JSON itself, its data flat or in rows."""
-    name, parameters = clip(given.name), given.parameters or {}
-    if "shared_memory_region" in parameters:
-        raise Unprocessable(f"input {name}: shared memory is not supported; send the data in the body")
+    name = clip(given.name)
     if not bytes(given.data):
         raise BadRequest(f"input {name} has neither data nor binary_data_size")
     dtype = DTYPES.get(given.datatype)
@@ -303,12 +324,12 @@ def _asked(outputs: list[_Output], binary: bool) -> list[OutputRequest]:
     """The outputs a caller names."""
     asked = []
     for output in outputs:
-        parameters = output.parameters or {}
-        for unsupported in ("classification", "shared_memory_region"):
-            if unsupported in parameters:
-                raise Unprocessable(f"output {clip(output.name)}: {unsupported} is not supported")
-        flag = _flag(parameters.get("binary_data"), f"output {clip(output.name)}: binary_data", binary)
-        asked.append(OutputRequest(output.name, flag, parameters))
+        parameters, what = output.parameters or {}, f"output {clip(output.name)}"
+        if "classification" in parameters:
+            raise Unprocessable(f"{what}: classification is not supported")
+        flag = _flag(parameters.get("binary_data"), f"{what}: binary_data", binary)
+        place = place_of(parameters, what)
+        asked.append(OutputRequest(output.name, flag or place is not None, parameters, place))
     if len({output.name for output in asked}) < len(asked):
         raise BadRequest("an output is asked for twice")
     return asked
@@ -322,28 +343,6 @@ def _flag(value: object, what: str, default: bool) -> bool:
     return value
 
 
-def int64s(name: str, tensor: Tensor) -> NDArray[np.int64]:
-    """An input of any integer type as int64 [N]."""
-    datatype, values = tensor
-    if datatype == "INT64":
-        return values  # type: ignore[return-value]
-    if isinstance(values, list) or values.dtype.kind == "f":
-        raise Unprocessable(f"input {clip(name)} is {datatype}: send INT64, or another integer type")
-    if datatype == "UINT64" and values.size and int(values.max()) > _INT64_MAX:
-        at = int(np.argmax(values > _INT64_MAX))
-        raise BadRequest(
-            f"input {clip(name)}: element {at} is {values[at]}, which does not fit a signed 64-bit integer"
-        )
-    return values.astype(np.int64)
-
-
-def floats(name: str, tensor: Tensor) -> NDArray[Any]:
-    """An input of numbers [N]."""
-    if isinstance(tensor.values, list):
-        raise Unprocessable(f"input {clip(name)} is {BYTES}: send FP32")
-    return tensor.values
-
-
 def encode_infer(
     model: str,
     version: str,
@@ -351,11 +350,13 @@ def encode_infer(
     outputs: Sequence[Output],
     parameters: Mapping[str, str | int],
 ) -> Encoded:
-    """The reply that carries these outputs; buffers of binary ones are sent as they are."""
+    """The reply that carries these outputs; buffers of binary ones are sent as they are, but for those placed."""
     listed, texts, buffers = [], [], []
     for output in outputs:
         entry: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
-        if output.binary:
+        if output.place is not None:
+            entry["parameters"] = {**output.parameters, **output.place.parameters(len(output.data))}
+        elif output.binary:
             entry["parameters"] = {**output.parameters, "binary_data_size": len(output.data)}
             buffers.append(output.data)
         else:
@@ -376,4 +377,5 @@ def encode_infer(
         return Encoded(b"content-type: application/json\r\n", head)
     length = sum(map(len, head))
     lines = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n" % length
-    return Encoded(lines, (*head, *buffers), any(one.binary and one.datatype == "FP32" for one in outputs))
+    sends_rows = any(one.binary and one.datatype == "FP32" and one.place is None for one in outputs)
+    return Encoded(lines, (*head, *buffers), sends_rows)

@@ -25,7 +25,7 @@ from embstore.errors import (
     TooManyIds,
     Unprocessable,
 )
-from server.api import lookup as handler
+from server.api.codecs import open_inference
 from server.tables.snapshot import Snapshot
 
 
@@ -63,7 +63,7 @@ def test_many_numbers_as_json_are_written_in_a_thread(
 ) -> None:
     """The event loop is not held up by text; bytes, and few numbers, are no work. The reply is the same."""
     ids = "ids" if model == "item" else "item"
-    monkeypatch.setattr(handler, "LONG_NUMBERS", 2 * 4)
+    monkeypatch.setattr(open_inference, "LONG_NUMBERS", 2 * 4)
     for num_ids, binary in ((2, False), (3, True), (3, False)):
         service, counts = Service(later), Counts()
         sent = body_of({ids: ("INT64", [1] * num_ids)}, {ids}, parameters={"binary_data_output": binary})

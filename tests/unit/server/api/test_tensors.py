@@ -13,8 +13,18 @@ from hypothesis import strategies as st
 from support.infer_cases import LENGTH, MAX, Tensors, answer, body_of, published
 
 from embstore.errors import BadRequest, EmbstoreError, IdOutOfRange, TooManyIds, Unprocessable
-from server.api.codecs.tensors import DTYPES, KEPT_HEAD_BYTES, decode_infer
+from server.api.codecs.tensors import DTYPES, KEPT_HEAD_BYTES, InferRequest
+from server.api.codecs.tensors import decode_infer as decode_infer_with
+from server.api.shared_memory import Access, Regions
+from server.http.auth import ApiKeys
 from server.tables.snapshot import Snapshot
+
+KEYS = ApiKeys([], [], host="127.0.0.1")
+
+
+def decode_infer(headers: dict[bytes, bytes], body: bytes, max_elements: int) -> InferRequest:
+    """What a request says where there is no shared memory."""
+    return decode_infer_with(headers, body, max_elements, Access(Regions(KEYS, 0), headers, MAX).read)
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +121,11 @@ REFUSED: dict[str, tuple[Any, bytes, type[EmbstoreError], str]] = {
         BadRequest,
         "input 'ids'[1] is 'x'",
     ),
-    "shared memory": (
+    "shared memory without a size": (
         {"inputs": [{"name": "ids", "shape": [1], "datatype": "INT64", "parameters": {"shared_memory_region": "a"}}]},
         b"",
-        Unprocessable,
-        "shared memory is not supported",
+        BadRequest,
+        "shared_memory_region needs shared_memory_byte_size as a number of bytes, got 'None'",
     ),
     "classes": (
         {"inputs": [IDS], "outputs": [{"name": "embeddings", "parameters": {"classification": 3}}]},
