@@ -122,10 +122,13 @@ class LookupHandler:
         rows, snapshot = plan.prepared, self.tables.snapshot
         if rows is None and is_plain(plan):
             rows = plan.prepared = PlannedRows(plan)
-        if rows is not None and (rows.snapshot() is snapshot or rows.prepare(snapshot, self.service, self.limits)):
-            reply = self._answer_rows(rows, body, began, began + plan.timeout_s)
-            if reply is not None:
-                return reply, None
+        try:
+            if rows is not None and (rows.snapshot() is snapshot or rows.prepare(snapshot, self.service, self.limits)):
+                reply = self._answer_rows(rows, body, began, began + plan.timeout_s)
+                if reply is not None:
+                    return reply, None
+        except Exception as error:
+            return self.refuse(Request(b"POST", plan.route, plan.headers, body, request_id, began), error), None
         request = Request(b"POST", plan.route, plan.headers, body, request_id, began)
         request.deadline = began + plan.timeout_s
         return self.answer(request), request
