@@ -1,5 +1,6 @@
 # make run     a demo store, trained if there is none, and the server on http://127.0.0.1:8000
 # make ranker  an example ranking service that calls it, on http://127.0.0.1:8100
+# make unit    the unit tests that need no second, in under half a minute
 # make test    every test
 # make check   formatting, lint, types, import rules
 # make bench   the benchmarks; benchmarks/README.md says what each answers
@@ -15,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: setup run ranker test check bench gpu format
+.PHONY: setup run ranker unit test check bench gpu format
 
 setup: $(VENV)/.complete
 
@@ -39,6 +40,9 @@ ranker: setup
 	@test -f demo/demo.toml || { echo "ranker: there are no demo tables yet; run make run first" >&2; exit 1; }
 	@test -f demo/ranker/ranker.json || $(BIN)/python -m ranker train demo/demo.toml --store demo/store --artifact demo/ranker
 	@$(BIN)/python -m ranker serve --artifact demo/ranker
+
+unit: setup
+	$(BIN)/python -m pytest tests/unit -m "not slow" --numprocesses 2 --dist worksteal -q
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile

@@ -33,7 +33,9 @@ def lookup(
     table: TableArgument,
     ids: Annotated[list[str], typer.Argument(help="Ids as the table has them; put -- before negative ones.")],
     store: Annotated[Path | None, typer.Option(help="Read this store directly, without a server.")] = None,
-    url: Annotated[str, typer.Option(help="Ask a server, unless --store is given.")] = "http://127.0.0.1:8000",
+    url: Annotated[
+        str, typer.Option(help="Ask a server, unless --store is given; unix:///path too.")
+    ] = "http://127.0.0.1:8000",
     version: VersionOption = "latest",
     on_missing: Annotated[str, typer.Option(help="zero, default, error or hash.")] = "zero",
     api_key_file: Annotated[
@@ -90,13 +92,18 @@ def _api_key(file: Path | None) -> str:
 
 
 def _lookup_over_http(url: str, key: str, table: str, ids: list[str], version: str, on_missing: str) -> Found:
+    from urllib.parse import unquote
+
     import httpx
 
     ref = "" if version == "latest" else f"/versions/{version}" if version.isdecimal() else f"/labels/{version}"
     body = {"ids": ids, "on_missing": on_missing, "found": True}
     try:
         headers = {"x-api-key": key} if key else {}
-        reply = httpx.post(f"{url}/v1/tables/{table}{ref}/lookup", json=body, headers=headers, timeout=10)
+        uds = unquote(url.removeprefix("unix://")) if url.startswith("unix://") else None
+        base = url if uds is None else "http://localhost"
+        with httpx.Client(transport=httpx.HTTPTransport(uds=uds) if uds else None, timeout=10) as client:
+            reply = client.post(f"{base}/v1/tables/{table}{ref}/lookup", json=body, headers=headers)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise EmbstoreError(f"no answer from {url}: {error}; is the server running?") from error
     try:

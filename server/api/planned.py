@@ -63,6 +63,7 @@ class PlannedRows:
     def prepare(self, snapshot: Snapshot, service: LookupService, limits: Limits) -> bool:
         """Check the head against a snapshot; False where requests with it have to go the general way."""
         plan = self._plan
+        self.snapshot, self.table = ref(snapshot), _nothing  # a refusal is remembered too
         body = bytes(plan.content_length)
         call = octet_stream.decode(Request(b"POST", plan.route, plan.headers, body, b"", 0.0), limits)
         (query,) = call.queries
@@ -82,7 +83,7 @@ class PlannedRows:
             self.out_BD = _SCRATCH[: shape.size].reshape(shape.shape)
             self.data = self.out_BD.data.cast("B")
         self.is_direct, self.embedding_dim = direct, table.embedding_dim
-        self.table, self.snapshot = ref(table), ref(snapshot)
+        self.table = ref(table)
         return True
 
 

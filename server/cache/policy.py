@@ -27,7 +27,9 @@ MODES = ("off", "on", "auto")
 BATCH_SIZES = (8, 64, 512, 2048)
 """A typical number of ids of each of BATCHES."""
 TRIAL_COST_RATIO = 0.7
-"""A tier is tried where a hit costs less than this share of computing."""
+"""A tier is tried where a hit costs less than this share of computing,"""
+WORTH_S = 10e-6
+"""and a lookup saves this much: a request that is just the table's own lookup takes fewer calls around it."""
 ENABLE_BELOW_RATIO, DISABLE_ABOVE_RATIO = 0.9, 1.0
 """Cost as a share of computing, below which a cache is used and above which it no longer is."""
 TRIAL_S = 10.0
@@ -262,8 +264,12 @@ class CachePolicy:
             self._decide(batch, REDIS)
 
     def _local_may_pay(self, batch: _Batch) -> bool:
+        """Whether lookups of nothing but hits would be faster by enough: the cache costs a request calls of its own."""
         compute = batch.compute.ratio
-        return compute is not None and (batch.hit_ratio is None or batch.hit_ratio < TRIAL_COST_RATIO * compute)
+        if compute is None or batch.hit_ratio is None:
+            return compute is not None
+        saved = self.expected(BATCH_SIZES[BATCHES.index(batch.name)]) * (compute - batch.hit_ratio)
+        return batch.hit_ratio < TRIAL_COST_RATIO * compute and saved > WORTH_S
 
     def _consider_redis(self, batch: _Batch) -> None:
         """Begin to ask Redis where computing the misses takes longer than a round trip."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import httptools
 
+from embstore.errors import BadRequest
 from server.http.connection import Connection
 from server.http.cycle import Cycle, Head
 from server.http.messages import Reply, Request, deadline_of
@@ -68,6 +69,7 @@ class LookupProtocol(Connection):
         assert request is not None
         cycle = Cycle(services, Head(b"POST", plan.route, plan.headers, True, began), self.send)
         cycle.request, cycle.complete, cycle.submitted = request, True, True
+        cycle.body.release()
         self.cycle = self.arriving = self.current = cycle  # type: ignore[assignment]
         self.idle_since = None
         services.admission.run(cycle.send_later(reply))  # type: ignore[arg-type]
@@ -147,9 +149,11 @@ class LookupProtocol(Connection):
             keep_alive = False
         head = Head(parser.get_method(), route, headers, keep_alive, self.began)
         cycle = self.arriving = Cycle(self.services, head, self.send)
+        if parser.should_upgrade() and (b"content-length" in headers or b"transfer-encoding" in headers):
+            cycle.body.error = BadRequest("the body of a request with an Upgrade header is not read")
         before, self.cycle = self.cycle, cycle  # type: ignore[assignment]
         if self.failed:
-            cycle.response_complete = True
+            cycle.drop()
         elif (before is None or before.response_complete) and not self.flow.write_paused:
             self.current = cycle
             self._start(cycle)
@@ -194,6 +198,8 @@ class LookupProtocol(Connection):
         )
         self.headers.extend(headers)
         super().on_headers_complete()
+        if self.parser.should_upgrade():  # what follows may be its body, which the parser does not read
+            self.cycle.keep_alive = False
 
     def _check_head(self) -> None:
         """What was read may have been more than this head."""
@@ -244,6 +250,10 @@ class LookupProtocol(Connection):
         else:
             self.services.admission.submit(cycle)
 
+    def _is_closed(self) -> bool:
+        """Whether nothing more may be sent."""
+        return self.lingers_until is not None or self.transport.is_closing()
+
     def on_response_complete(self) -> None:
         """uvicorn has answered: whose turn is it now?"""
         self.num_replies += 1
@@ -263,11 +273,11 @@ class LookupProtocol(Connection):
             return
         self._going = True
         try:
-            while self.pipeline and self._free() and not self.flow.write_paused and not self.transport.is_closing():
+            while self.pipeline and self._free() and not self.flow.write_paused and not self._is_closed():
                 self._start_asgi_task(*self.pipeline.pop())
         finally:
             self._going = False
-        if self._busy() or self.transport.is_closing():
+        if self._busy() or self._is_closed():
             return
         if self.failed:
             self._hang_up(*self.failed)

@@ -63,8 +63,10 @@ def listen_unix(path: Path, mode: int) -> Iterator[socket.socket]:
         remove_stale(path)
         listener.bind(os.fspath(path))
         path.chmod(mode)  # before anybody can connect
-        listener.listen(BACKLOG)
         made = _identity(path)
+        listener.listen(BACKLOG)
+        if _identity(path) != made:  # who looked before this listened took it for stale
+            raise OSError(errno.EADDRINUSE, "another server has begun to listen on this socket")
     except OSError as error:
         listener.close()
         raise EmbstoreError(f"cannot listen on {path}: {error.strerror or error}") from error

@@ -23,7 +23,7 @@ from embstore_client import EmbeddingClient, EmbstoreError
 from support.serving import ServerProcess, serving
 
 import embstore
-from embstore.publish import Store
+from embstore.publish.store import Store
 from server.api.lookup import LookupHandler
 from server.app import create_app
 from server.settings import Settings

@@ -22,6 +22,7 @@ WAYS = [("sum", False), ("sum", True), ("mean", False), ("mean", True), ("max", 
 NUM, DIM = 400, 16
 NAMES = [f"sku-{row}" for row in range(NUM)]
 LIMITS = {"EMBSTORE_MAX_IDS": "1000", "EMBSTORE_MAX_REPLY_BYTES": str(4 * DIM * 600), "EMBSTORE_INLINE_IDS": "300"}
+LIMIT = "the limit is 600 for vectors of this size (max_reply_bytes)"
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +159,18 @@ def test_http_limits_are_of_ids_and_of_bags(tables: Any) -> None:
     def refused(reply: httpx.Response) -> tuple[int, str, int]:
         return reply.status_code, reply.json()["detail"], reply.json()["limit"]
 
-    assert refused(post(server, path, {"ids": [1] * 601})) == (413, "601 ids in one request; the limit is 600", 600)
+    assert refused(post(server, path, {"ids": [1] * 601})) == (
+        413,
+        "601 ids in one request; the limit is 600 for vectors of this size (max_reply_bytes)",
+        600,
+    )
     pooled = {"ids": [1] * 1000, "offsets": [0, 500], "pooling": "sum"}
     assert len(post(server, path, pooled).json()["vectors"]) == 2
     text = "1,001 ids in one request; the limit is 1,000"
     assert refused(post(server, path, pooled | {"ids": [1] * 1001})) == (413, text, 1000)
     empty = {"ids": [], "offsets": [0] * 600, "pooling": "max"}
     assert post(server, path, empty).json()["vectors"] == [[0.0] * DIM] * 600
-    text = "601 bags in one request; the limit is 600"
+    text = f"601 bags in one request; {LIMIT}"
     assert refused(post(server, path, empty | {"offsets": [0] * 601})) == (413, text, 600)
     many = {"tables": {"item": pooled, "user": {"ids": []}}}
     assert post(server, "/v1/lookup", many).status_code == 200

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from support.serving import serving
 
 import embstore
-from embstore.publish import Publication
+from embstore.publish.publication import Publication
 from loadtest.errors import ScenarioError
 from loadtest.scenario.model import IdDistribution, RequestSpec, Scenario
 from loadtest.scenario.target import list_tables

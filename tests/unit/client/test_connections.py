@@ -24,6 +24,8 @@ from support.scripted import (
     stall,
 )
 
+pytestmark = pytest.mark.slow
+
 LONG_S = 20.0
 ONCE = Retries(max_attempts=1)
 

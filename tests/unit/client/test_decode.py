@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support.client_cases import GOLDEN_ROWS, as_json, entry, octets
 
+pytestmark = pytest.mark.slow
+
 
 def read(reply: Reply, n: int = 2, **options: Any) -> Rows:
     return parse_lookup(reply, **{"table": "item", "num_ids": n, "num_rows": n, "dtype": "float32"} | options)

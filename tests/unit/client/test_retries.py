@@ -32,6 +32,8 @@ from support.serving import serving
 
 import embstore
 
+pytestmark = pytest.mark.slow
+
 URL = "http://a"
 
 

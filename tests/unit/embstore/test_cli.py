@@ -17,6 +17,8 @@ from typer.main import get_command
 import embstore
 from embstore import cli
 
+pytestmark = pytest.mark.slow
+
 
 def test_from_a_file_to_vectors(tmp_path: Path, file: Path) -> None:
     """Publish a file, look its ids up: two commands, the same numbers."""
@@ -121,8 +123,8 @@ finally:
         (["list", "--bogus"], "No such option: --bogus"),
         (["lookup", "item"], "Missing argument 'ids'."),
         (["promote", "item"], "Missing argument 'version'."),
-        (["serve", "--port", "abc"], "Invalid value for '--port'"),
-        (["serve", "--port", "99999"], "settings: port: input should be less than or equal to 65535 (got 99999)"),
+        (["serve", "--port", "abc"], "settings: port: input should be a valid integer, unable to parse"),
+        (["serve", "--port", "99999"], "settings: port: input should be less than or equal to 65535 (got '99999')"),
         (["serve", "--device", "tpu"], "settings: device: input should be 'auto', 'cpu' or 'cuda' (got 'tpu')"),
         (["serve", "--max-ids", "0", "--poll-seconds", "0"], "settings: "),
         (["list", "--store", "s3://bucket/x"], "object storage is not supported yet, give a folder"),

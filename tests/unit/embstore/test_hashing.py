@@ -21,6 +21,8 @@ from embstore.hashing import (
 )
 from embstore.kernels.cpu import gather as cpu_gather
 
+pytestmark = pytest.mark.slow
+
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
 SEEDS = st.integers(0, (1 << 63) - 1)
 WORD = 1 << 64

@@ -24,6 +24,8 @@ from embstore.quantize import for_kernels
 from embstore.schemes import Full
 from embstore.table import IDS_A_THREAD, Table
 
+pytestmark = pytest.mark.slow
+
 Floats = NDArray[np.float32]
 WAYS = [("sum", False), ("sum", True), ("mean", False), ("mean", True), ("max", False)]
 every_way = pytest.mark.parametrize(("pooling", "weighted"), WAYS)

@@ -28,6 +28,8 @@ from embstore.quantize import (
     unpack_bfloat16,
 )
 
+pytestmark = pytest.mark.slow
+
 Floats = NDArray[np.float32]
 
 

@@ -15,6 +15,8 @@ from embstore.errors import DataError
 from embstore.hashing import GAMMA, bucket, to_signed
 from embstore.ids import IdSpace, StringVocabulary, Vocabulary, id_space
 
+pytestmark = pytest.mark.slow
+
 LOWEST, HIGHEST = -(1 << 63), (1 << 63) - 1
 INT64 = st.integers(LOWEST, HIGHEST) | st.sampled_from([LOWEST, LOWEST + 1, -1, 0, 1, HIGHEST - 1, HIGHEST])
 TEXT = st.text(st.characters(exclude_categories=())) | st.text("ab\0", max_size=20)  # surrogates and NULs too

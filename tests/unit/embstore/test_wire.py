@@ -19,6 +19,8 @@ from embstore import quantize
 from embstore.errors import ConfigError, DataError
 from embstore.wire import DTYPES, decode_rows, encode_rows, row_bytes
 
+pytestmark = pytest.mark.slow
+
 Floats = NDArray[np.float32]
 SHAPES = st.tuples(st.integers(0, 6), st.one_of(st.just(1), st.integers(1, 70)))
 

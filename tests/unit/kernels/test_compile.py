@@ -16,6 +16,8 @@ from numba import types
 from embstore.kernels.cpu.compile import Kernel, compiled
 from embstore.kernels.cpu.rows import IDS, OUT, void
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_loop_without_a_cache_still_works_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     """Where numba finds no place for machine code, a loop is compiled in memory, and the log has it."""
@@ -118,7 +120,7 @@ def test_processes_that_compile_at_once_keep_each_its_own_code(tmp_path: Path) -
 def test_code_that_cannot_be_read_is_compiled_again(tmp_path: Path) -> None:
     """A power cut left empty files in the cache: the loop works, the log has it, and the cache is whole again."""
     assert said_by(start_python(READ_BACK, tmp_path, "0")) == "right\n"
-    for path in tmp_path.rglob("cpu_gather.gather-*.nbc"):
+    for path in tmp_path.rglob("gather.gather-*.nbc"):
         path.write_bytes(b"")
     said = said_by(start_python(READ_BACK, tmp_path, "0"))
     assert said.startswith("the code kept of gather cannot be read and is made anew")

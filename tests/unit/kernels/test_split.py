@@ -9,6 +9,8 @@ import torch
 from embstore.kernels.cpu import split as cpu_split
 from embstore.quantize import dequantize, for_kernels, pack
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("num_hot", [0, 3])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int4"])

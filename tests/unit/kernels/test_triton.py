@@ -31,7 +31,7 @@ if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 triton = pytest.importorskip("triton", reason="triton exists for Linux alone")
 
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
+pytestmark = [pytest.mark.slow, *([pytest.mark.gpu] if ON_GPU else [])]
 DEVICE = "cuda" if ON_GPU else "cpu"
 RTOL = 1e-6 if ON_GPU else 0.0
 """The kernels are compiled without fused multiply-add, but it is a GPU's compiler that keeps the promise."""

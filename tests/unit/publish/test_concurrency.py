@@ -18,6 +18,8 @@ from support.publishing import ROWS, VECTORS
 from embstore.publish.publication import Publication
 from embstore.publish.store import Store
 
+pytestmark = pytest.mark.slow
+
 RACE = """
 import json, os, sys
 import numpy as np

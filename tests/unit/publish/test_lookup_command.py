@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from support.command_line import DIM, VECTORS, WORDS, Here
 
+pytestmark = pytest.mark.slow
+
 
 def test_lookup_reads_a_store(here: Here, root: Path) -> None:
     """Integers or strings as the table has them, any version, any policy for missing ids; brackets are just text."""

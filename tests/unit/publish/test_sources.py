@@ -22,6 +22,8 @@ from embstore.errors import (
 from embstore.publish.store import Store
 from embstore.schemes import SCHEMES, MEmCom, scheme_class
 
+pytestmark = pytest.mark.slow
+
 
 def embedding() -> nn.Embedding:
     return nn.Embedding.from_pretrained(torch.from_numpy(VECTORS.copy()), freeze=False)

@@ -28,6 +28,8 @@ from embstore.train.loop import Examples, fit
 from embstore.train.model import Factorisation
 from embstore.train.optimizer import RowwiseAdagrad, TableOptimizer
 
+pytestmark = pytest.mark.slow
+
 WORD = 1 << 64
 HUGE = [0, 1, 2**24 + 1, 2**31 - 1, 2**31, 2**33 + 5, 2**40, 2**53 + 1, 2**62 - 1]
 

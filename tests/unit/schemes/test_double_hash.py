@@ -17,6 +17,8 @@ from embstore.errors import ConfigError
 from embstore.hashing import MAX_BUCKETS
 from embstore.schemes import DoubleHash, Hash
 
+pytestmark = pytest.mark.slow
+
 N, D, M = 53, 12, 7
 
 HUGE = [0, 1, 2**24 - 1, 2**24, 2**24 + 1, 2**31 - 1, 2**31, 2**31 + 1, 2**33, 2**40, 2**53 + 1, 2**62 - 1]

@@ -22,6 +22,8 @@ from embstore.hashing import MAX_BUCKETS
 from embstore.schemes import LMA, lma
 from embstore.schemes.lma import LMAConfig, signatures_from_histories, signatures_from_vectors
 
+pytestmark = pytest.mark.slow
+
 # ---- lma: signatures --------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,8 @@ from embstore.quantize import dequantize, pack
 from embstore.schemes import MixedPrecision
 from embstore.schemes.mixed_precision import round_rows
 
+pytestmark = pytest.mark.slow
+
 N, D, H = 60, 16, 7
 every_width = pytest.mark.parametrize("bits", [8, 4])
 

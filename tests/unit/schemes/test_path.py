@@ -21,6 +21,8 @@ from embstore.kernels.cpu.matmul_tile import DEPTH, LANES, ROWS
 from embstore.schemes import Full, PathBased
 from embstore.schemes.path import PathConfig
 
+pytestmark = pytest.mark.slow
+
 RTOL = 2e-6
 SIZES = [  # n, D, m, H, W: below, at and above a tile's lanes and depth, one of everything, more rows than ids
     (53, 19, 7, 16, 19),

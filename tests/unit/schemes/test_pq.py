@@ -21,6 +21,8 @@ from embstore.errors import ConfigError, VerificationFailed
 from embstore.kernels.cpu import pq as cpu_pq
 from embstore.schemes import PQ
 
+pytestmark = pytest.mark.slow
+
 
 def by_hand(module: Any) -> NDArray[np.float32]:
     """Every vector, codeword by codeword, before the rotation."""

@@ -20,6 +20,8 @@ from embstore.errors import ConfigError, DataError
 from embstore.fitting.product import balanced_axes, product_codes
 from embstore.schemes import PQ
 
+pytestmark = pytest.mark.slow
+
 # ---- faiss ------------------------------------------------------------------------------------------------------
 
 

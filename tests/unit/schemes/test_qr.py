@@ -21,6 +21,8 @@ from embstore.schemes import QR, Full
 from embstore.schemes.parts.partitions import first_moduli, moduli
 from embstore.schemes.qr import OPS, PARTITIONS, QRConfig, indices
 
+pytestmark = pytest.mark.slow
+
 every_op = pytest.mark.parametrize("op", OPS)
 
 every_partition = pytest.mark.parametrize("partition", PARTITIONS)

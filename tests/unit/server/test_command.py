@@ -11,6 +11,8 @@ from support.serving import serving
 
 from embstore.publish.store import open_store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("made", "reason"), [(False, "there is no such folder"), (True, "the store has no tables yet")]

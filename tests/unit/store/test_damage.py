@@ -19,6 +19,8 @@ from embstore.errors import (
 )
 from embstore.publish.store import Store, open_store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("change", "says"),

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from embstore.errors import VerificationFailed
 from embstore.store.manifest import FORMAT_VERSION, FileEntry, Golden, Manifest
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Manifest(
     table="item",
     version=3,

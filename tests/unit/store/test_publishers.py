@@ -26,6 +26,8 @@ from embstore.publish.publication import Publication
 from embstore.publish.store import Store, open_store
 from embstore.store import staged as staged_module
 
+pytestmark = pytest.mark.slow
+
 HOLDER = """
 import sys
 import numpy as np

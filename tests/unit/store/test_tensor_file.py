@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from embstore.errors import VerificationFailed
 from embstore.store.tensor_file import DTYPES, LINE, MAX_HEADER, map_file, read_arrays, write_arrays
 
+pytestmark = pytest.mark.slow
+
 Arrays = dict[str, NDArray[Any]]
 NAMES = st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__")
 ARRAYS = st.dictionaries(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 from embstore.common.progress import Silent
 from embstore.publish.store import open_store
 from embstore.train.config import load_config
 from embstore.train.demo import make_clicks, write_demo
 from embstore.train.run import train
+
+pytestmark = pytest.mark.slow
 
 
 def test_demo_is_the_same_for_a_seed(tmp_path: Path) -> None:

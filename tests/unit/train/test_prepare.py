@@ -109,7 +109,7 @@ def test_a_run_learns_its_map_from_training_events(tmp_path: Path) -> None:
         train(config, store, report=Silent(), device="cpu")
     first, again = (store.load("item", version).tensors["map"] for version in (1, 2))
     np.testing.assert_array_equal(first, again)
-    topics = np.asarray(dataset.items.keys) % 8
+    topics = np.asarray(dataset.items.ids) % 8
     together = (first[:, None] == first[None, :]) & ~np.eye(len(first), dtype=bool)
     assert together.any()
     assert (topics[:, None] == topics[None, :])[together].mean() > 0.5  # by chance: 1 / 8

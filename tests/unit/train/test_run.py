@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from embstore.common.progress import PlainLines, Silent, Terminal, make_reporter
 from embstore.errors import ConfigError, Conflict, DataError
-from embstore.publish import open_store
+from embstore.publish.store import open_store
 from embstore.train.config import TrainConfig, load_config
 from embstore.train.data import read_dataset
 from embstore.train.loop import Examples, fit

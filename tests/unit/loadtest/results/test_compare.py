@@ -22,6 +22,8 @@ from loadtest.results.result import Generator, Result
 from loadtest.results.tally import Tally
 from loadtest.scenario.model import Batch, Event, IdDistribution, Phase, RequestSpec, Scenario
 
+pytestmark = pytest.mark.slow
+
 NUM_RUNS = 16
 RATE = 50
 LOAD = Scenario(phases=(Phase(name="calm", seconds=12, rate=RATE), Phase(name="busy", seconds=12, rate=2 * RATE)))

@@ -16,6 +16,8 @@ from loadtest.run.scrape import Scraper, parse
 from loadtest.run.session import load_test
 from loadtest.scenario.model import Scenario
 
+pytestmark = pytest.mark.slow
+
 TEXT = """\
 # HELP embstore_swaps_total Times the set of served versions changed.
 # TYPE embstore_swaps_total counter

@@ -22,6 +22,8 @@ from loadtest.scenario.model import IdDistribution, Phase, RequestSpec, Scenario
 from loadtest.search.find_max import Limits, at_rate, find_max, pass_probability, peak_rate, whole_slo
 from loadtest.search.outcome import SearchResult, describe
 
+pytestmark = pytest.mark.slow
+
 SLO = [parse("p99<10ms")]
 KNEE = 900.0
 SEEDS = 60

@@ -31,6 +31,8 @@ from server.cache.circuit_breaker import Breaker
 from server.cache.policy import LOCAL
 from server.cache.redis_cache import RedisCache
 
+pytestmark = pytest.mark.slow
+
 TIER_BYTES = 1 << 20
 KEYS: dict[str, list[Any]] = {
     "dense": list(range(N)),

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from embstore.errors import ConfigError
 from server.cache.hot_rows import HotRows
 
+pytestmark = pytest.mark.slow
+
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 UNTOUCHED = np.float32(-12345.5)

@@ -34,6 +34,8 @@ from server.metrics.recorder import Metrics, take_over
 from server.metrics.shared_counters import SharedCounters
 from server.tables.collector import VersionCollector
 
+pytestmark = pytest.mark.slow
+
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
