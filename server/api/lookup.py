@@ -1,8 +1,8 @@
 """The lookup handler: one complete request in, one reply out, whatever protocol it came by.
 
-`LookupHandler.answer` is the whole story of a lookup: check the call, decode it to queries, resolve tables, check
-limits, fetch, encode, count. It returns the reply itself where nothing has to be waited for, which is nearly always,
-and an awaitable of it otherwise.
+`LookupHandler.answer` is the general way: check the call, decode it to queries, resolve tables, check limits, fetch,
+encode, count. It returns the reply itself where nothing has to be waited for, which is nearly always, and an awaitable
+of it otherwise. `_answer_rows` is the fast path for heads seen before.
 """
 
 from __future__ import annotations

@@ -221,7 +221,8 @@ def _check_shape(given: _Input, max_elements: int) -> None:
 
 
 def _too_many(name: str, num_elements: int, limit: int) -> TooManyIds:
-    return TooManyIds(f"input {clip(name)} has {num_elements:,} elements; the limit is {limit:,}", limit=limit)
+    text = f"input {clip(name)} has {num_elements:,} elements; the limit is {limit:,} (max_ids)"
+    return TooManyIds(text, limit=limit)
 
 
 def _source(given: _Input) -> _Source:
