@@ -137,7 +137,7 @@ def check_limits(queries: list[Query], tables: dict[str, Table], limits: Limits)
         num_ids += len(query.ids)
         num_rows += rows
         num_bytes += 4 * rows * tables[query.table].embedding_dim
-    for number, what in ((num_ids, "ids"), (num_rows, "bags")):
+    for number, what in ((num_ids, "ids"), (num_rows, "vectors")):
         if number > (most := limits.max_ids):
             raise TooManyIds(f"{number:,} {what} in one request; the limit is {most:,} (max_ids)", limit=most)
     if num_bytes > limits.max_reply_bytes:

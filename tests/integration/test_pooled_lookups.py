@@ -159,14 +159,10 @@ def test_http_limits_are_of_ids_and_of_bags(tables: Any) -> None:
     def refused(reply: httpx.Response) -> tuple[int, str, int]:
         return reply.status_code, reply.json()["detail"], reply.json()["limit"]
 
-    assert refused(post(server, path, {"ids": [1] * 601})) == (
-        413,
-        "601 ids in one request; the limit is 600 for vectors of this size (max_reply_bytes)",
-        600,
-    )
+    assert refused(post(server, path, {"ids": [1] * 601})) == (413, f"601 ids in one request; {LIMIT}", 600)
     pooled = {"ids": [1] * 1000, "offsets": [0, 500], "pooling": "sum"}
     assert len(post(server, path, pooled).json()["vectors"]) == 2
-    text = "1,001 ids in one request; the limit is 1,000"
+    text = "1,001 ids in one request; the limit is 1,000 (max_ids)"
     assert refused(post(server, path, pooled | {"ids": [1] * 1001})) == (413, text, 1000)
     empty = {"ids": [], "offsets": [0] * 600, "pooling": "max"}
     assert post(server, path, empty).json()["vectors"] == [[0.0] * DIM] * 600
@@ -175,7 +171,7 @@ def test_http_limits_are_of_ids_and_of_bags(tables: Any) -> None:
     many = {"tables": {"item": pooled, "user": {"ids": []}}}
     assert post(server, "/v1/lookup", many).status_code == 200
     many["tables"]["user"] = empty | {"offsets": [0] * 999}
-    text = "1,001 rows asked for in one request; the limit is 1,000"
+    text = "1,001 vectors in one request; the limit is 1,000 (max_ids)"
     assert refused(post(server, "/v1/lookup", many)) == (413, text, 1000)
 
 

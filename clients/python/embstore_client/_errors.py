@@ -120,7 +120,7 @@ class TooManyIds(TooLarge):
 
 
 class BodyTooLarge(TooLarge):
-    """More bytes in one request than the server allows, `limit`: ask for shorter keys, or fewer ids in one call."""
+    """More bytes in one request than the server allows, `limit`: ask for shorter ids, or fewer ids in one call."""
 
 
 class UnsupportedMediaType(ServiceError):
