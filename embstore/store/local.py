@@ -148,12 +148,6 @@ class FileStore:
         """Everything but the manifests, each file read once; damaged ones are told apart, not raised."""
         versions = {table: self.versions(table) for table in self.tables()}
         damaged: list[str] = []
-        releases: dict[str, Release] = {}
-        for number in numbered(self.root / "releases", ".json"):
-            try:
-                releases[str(number)] = self.release(str(number))
-            except (VerificationFailed, ReleaseNotFound) as error:
-                damaged.append(str(error))
         raw: dict[tuple[str, str], Label | None] = {}
         unread: set[tuple[str, str]] = set()
         for table in versions:
@@ -163,6 +157,12 @@ class FileStore:
                 except VerificationFailed as error:
                     unread.add((table, label))
                     damaged.append(str(error))
+        releases: dict[str, Release] = {}
+        for number in numbered(self.root / "releases", ".json"):  # after the labels, which are written after them
+            try:
+                releases[str(number)] = self.release(str(number))
+            except (VerificationFailed, ReleaseNotFound) as error:
+                damaged.append(str(error))
         labels = {}
         for (table, label), at in raw.items():
             peers = releases[at.release].tables if at and at.release in releases else ()

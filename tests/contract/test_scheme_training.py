@@ -140,6 +140,7 @@ np.savez(sys.argv[2], **vectors)
 """
 
 
+@pytest.mark.timeout(900)  # with nothing compiled yet, that process compiles every loop for every dtype
 def test_another_process_reads_the_same_vectors(tmp_path: Path) -> None:
     """Published in every dtype, mapped from disk elsewhere, looked up: what the compiled lookup gave here."""
     store, expected, rtol = open_store(tmp_path / "store"), {}, {}
