@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,9 @@ from embstore.errors import (
     VerificationFailed,
     VersionNotFound,
 )
+from embstore.publish.publication import Publication
 from embstore.publish.store import Store, open_store
+from embstore.store.local import Release
 
 
 def test_labels_move_freely(store: Store) -> None:
@@ -171,3 +174,26 @@ def test_no_name_at_all_can_crash_a_reader(name: str, ref: str, tmp_path_factory
         store.load(name, ref)
     with pytest.raises(ReleaseNotFound):
         store.release(ref)
+
+
+def test_a_release_published_during_a_survey_is_seen_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Labels that a survey found belong to releases that it found too, whatever is published while it looks."""
+    both = {name: Publication(np.zeros((3, 2), np.float32)) for name in ("item", "user")}
+    writer = open_store(tmp_path / "store")
+    writer.publish_release(both)
+
+    class Interrupted(Store):
+        """A reader in whose survey another release is published."""
+
+        published = False
+
+        def release(self, release_id: str) -> Release:
+            """Read it, and then publish the next one."""
+            found = super().release(release_id)
+            if not self.published:
+                self.published = True
+                writer.publish_release(both)
+            return found
+
+    survey = Interrupted(tmp_path / "store").survey()
+    assert {label.release for label in survey.labels.values()} <= survey.releases.keys()
