@@ -1,6 +1,6 @@
 # make run     a demo store, trained if there is none, and the server on http://127.0.0.1:8000
 # make ranker  an example ranking service that calls it, on http://127.0.0.1:8100
-# make unit    the unit tests that need no second, in under half a minute
+# make unit    the unit tests, without those that take seconds each
 # make test    every test
 # make check   formatting, lint, types, import rules
 # make bench   the benchmarks; benchmarks/README.md says what each answers
