@@ -79,6 +79,7 @@ class PlannedRows:
             return False
         shape = np.empty((self.num_ids, table.embedding_dim), np.float32)
         self.head = vectors_head(OCTET_STREAM, Answer(query, table, Fetched(shape, None, 0)), release)
+        self.out_BD = self.data = None
         if shape.size <= len(_SCRATCH):
             self.out_BD = _SCRATCH[: shape.size].reshape(shape.shape)
             self.data = self.out_BD.data.cast("B")

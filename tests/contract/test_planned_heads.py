@@ -236,6 +236,27 @@ def test_a_known_head_is_answered_by_the_version_served_now(tmp_path: Path) -> N
     assert b"x-embedding-version: 2" in after
 
 
+def test_a_known_head_is_answered_in_the_width_served_now(tmp_path: Path) -> None:
+    """A version with longer vectors, whose replies are too large for the memory of small ones, is answered whole."""
+    store = embstore.open_store(tmp_path / "store")
+    store.publish("dense", VECTORS)
+    app = started(store)
+    wide = np.arange(20_000, dtype=np.float32).reshape(10, 2_000)
+
+    async def run() -> bytes:
+        wire = Wire(app)
+        for _ in range(2):
+            await wire.send(octets([3, 1, 2, 0, 4]))
+        version = store.publish("dense", wide)
+        while handler_of(app).tables.snapshot.latest["dense"].version != version:
+            await asyncio.sleep(0.02)
+        return await wire.send(octets([3, 1, 2, 0, 4]))
+
+    reply = asyncio.run(run())
+    handler_of(app).tables.stop()
+    assert reply.endswith(b"\r\n\r\n" + wide[[3, 1, 2, 0, 4]].tobytes())
+
+
 def test_a_draining_server_closes_connections_of_known_heads(store: embstore.Store) -> None:
     """While a server drains, a request with a known head is answered and its connection closed."""
     app = started(store)
